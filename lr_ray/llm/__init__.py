@@ -1,0 +1,1 @@
+"""Many calls to a chat endpoint, each paid once."""

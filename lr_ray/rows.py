@@ -1,0 +1,235 @@
+"""The rows between stages, as typed dicts and as arrow schemas.
+
+One row is one prompt from end to end; its candidates are nested in it. A score is ``None`` with a
+reason in ``unscored``, never a made-up number.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict
+
+import orjson
+import pyarrow as pa
+
+
+class Message(TypedDict):
+    role: str
+    content: str
+
+
+class Prompt(TypedDict):
+    """A prompt as read: `prompt` is the conversation the policy sees, ending with a user turn."""
+
+    prompt_id: str
+    context: str
+    question: str
+    reference_answer: str | None
+    prompt: list[Message]
+
+
+class Candidate(TypedDict):
+    index: int
+    text: str
+    finish_reason: str | None
+
+
+class Sampled(Prompt):
+    """`prompt_tokens` and `cached_tokens` sum over the engine's requests; -1 where sampled elsewhere.
+
+    `sampled_at` is in seconds since the epoch.
+    """
+
+    candidates: list[Candidate]
+    prompt_tokens: int
+    cached_tokens: int
+    truncated: bool
+    sampled_at: float
+
+
+class Passage(TypedDict):
+    """A slice of the context; `position` is its start as a share of the document, 0 to 1."""
+
+    position: float
+    text: str
+
+
+class Statement(TypedDict):
+    """`verdict` is full, partial or none; None with the reason in `unscored` when it has none."""
+
+    text: str
+    verdict: str | None
+    analysis: str
+    unscored: str | None
+    passages: list[Passage]
+
+
+class Extract(TypedDict):
+    """What one chunk says about the question; `facts` is empty when it says nothing relevant."""
+
+    position: float
+    facts: list[str]
+
+
+class Scores(TypedDict):
+    helpfulness: float | None
+    logicality: float | None
+    faithfulness: float | None
+    completeness: float | None
+
+
+class Unscored(TypedDict):
+    dimension: str
+    reason: str
+
+
+class Analyses(TypedDict):
+    helpfulness: str
+    logicality: str
+    completeness: str
+
+
+class JudgedCandidate(Candidate):
+    """`reward` is the weighted mean of `scores`; None while a dimension with weight is unscored."""
+
+    reward: float | None
+    scores: Scores
+    unscored: list[Unscored]
+    statements: list[Statement]
+    analyses: Analyses
+
+
+class Usage(TypedDict):
+    """What judging the row took: answers used, of which `reused` came from the ledger, and tokens paid."""
+
+    calls: int
+    reused: int
+    retries: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+class Judged(Prompt):
+    candidates: list[JudgedCandidate]
+    extracts: list[Extract]
+    language: str
+    usage: Usage
+    sampled_at: float
+    first_call_at: float
+    judged_at: float
+
+
+class Failed(TypedDict):
+    """A row that failed for good at `stage`; `reason` is one sentence."""
+
+    prompt_id: str
+    stage: str
+    reason: str
+
+
+class Packed(TypedDict):
+    """What flows through Ray Data: a row of the named kind as JSON, so that no arrow schema is inferred
+    from nested lists that happen to be empty. Build it with `pack`, open it with `unpack`."""
+
+    prompt_id: str
+    kind: Literal["pointer", "prompt", "sampled", "judged", "failed"]
+    row: bytes
+
+
+def pack(kind: Literal["pointer", "prompt", "sampled", "judged", "failed"], row: Mapping[str, Any]) -> Packed:
+    """The envelope of `row`, which must be JSON-able."""
+    return {"prompt_id": row["prompt_id"], "kind": kind, "row": orjson.dumps(row)}
+
+
+def unpack(packed: Packed) -> dict[str, Any]:
+    """The row in the envelope."""
+    return orjson.loads(packed["row"])
+
+
+def failed(prompt_id: str, stage: str, reason: str) -> Packed:
+    """The envelope of a row that failed for good, because `reason`."""
+    return pack("failed", {"prompt_id": prompt_id, "stage": stage, "reason": reason})
+
+
+class Pair(TypedDict):
+    """TRL's conversational preference format plus what LongReward knows about both answers."""
+
+    prompt_id: str
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    score_chosen: float
+    score_rejected: float
+    scores_chosen: Scores
+    scores_rejected: Scores
+    index_chosen: int
+    index_rejected: int
+
+
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_PROMPT = [
+    ("prompt_id", pa.string()),
+    ("context", pa.string()),
+    ("question", pa.string()),
+    ("reference_answer", pa.string()),
+    ("prompt", _MESSAGES),
+]
+_CANDIDATE = [("index", pa.int32()), ("text", pa.string()), ("finish_reason", pa.string())]
+_SCORES = pa.struct([(name, pa.float64()) for name in Scores.__annotations__])
+_PASSAGES = pa.list_(pa.struct([("position", pa.float64()), ("text", pa.string())]))
+_STATEMENT = pa.struct(
+    [
+        ("text", pa.string()),
+        ("verdict", pa.string()),
+        ("analysis", pa.string()),
+        ("unscored", pa.string()),
+        ("passages", _PASSAGES),
+    ]
+)
+_JUDGED_CANDIDATE = pa.struct(
+    [
+        *_CANDIDATE,
+        ("reward", pa.float64()),
+        ("scores", _SCORES),
+        ("unscored", pa.list_(pa.struct([("dimension", pa.string()), ("reason", pa.string())]))),
+        ("statements", pa.list_(_STATEMENT)),
+        ("analyses", pa.struct([(name, pa.string()) for name in Analyses.__annotations__])),
+    ]
+)
+
+SAMPLED = pa.schema(
+    [
+        *_PROMPT,
+        ("candidates", pa.list_(pa.struct(_CANDIDATE))),
+        ("prompt_tokens", pa.int64()),
+        ("cached_tokens", pa.int64()),
+        ("truncated", pa.bool_()),
+        ("sampled_at", pa.float64()),
+    ]
+)
+JUDGED = pa.schema(
+    [
+        *_PROMPT,
+        ("candidates", pa.list_(_JUDGED_CANDIDATE)),
+        ("extracts", pa.list_(pa.struct([("position", pa.float64()), ("facts", pa.list_(pa.string()))]))),
+        ("language", pa.string()),
+        ("usage", pa.struct([(name, pa.int64()) for name in Usage.__annotations__])),
+        ("sampled_at", pa.float64()),
+        ("first_call_at", pa.float64()),
+        ("judged_at", pa.float64()),
+    ]
+)
+FAILED = pa.schema([("prompt_id", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
+PAIRS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("prompt", _MESSAGES),
+        ("chosen", _MESSAGES),
+        ("rejected", _MESSAGES),
+        ("score_chosen", pa.float64()),
+        ("score_rejected", pa.float64()),
+        ("scores_chosen", _SCORES),
+        ("scores_rejected", _SCORES),
+        ("index_chosen", pa.int32()),
+        ("index_rejected", pa.int32()),
+    ]
+)

@@ -1,0 +1,1 @@
+"""Preference training and fine-tuning over long prompts."""
