@@ -79,6 +79,11 @@ class Store:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink, compression="zstd")
         self.write(sink.getvalue(), folder, f"{name}.parquet")
 
+    def clear(self, folder: str) -> None:
+        """Remove the finished files of `folder`."""
+        for name in self.files(folder):
+            self.fs.delete_file(self.path(folder, name))
+
     def index(self, folder: str) -> dict[str, tuple[str, int]]:
         """Where each prompt id's row lies: id → (file name, row in it). The later file wins."""
         where: dict[str, tuple[str, int]] = {}

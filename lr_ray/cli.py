@@ -1,0 +1,106 @@
+"""The command line: ``lr-ray VERB CONFIG.yaml [section.key=value ...]``.
+
+Exit codes: 0 done; 1 some rows failed for good (they are in `failed/`, with why); 2 bad input or config;
+3 the run stopped on an error; 130 interrupted. Each failure is one sentence; LR_RAY_TRACEBACK=1 shows
+the stack as well.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from lr_ray import __version__
+
+STOPPED = 3
+INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lr-ray")
+def cli() -> None:
+    """LongReward on Ray: sample, judge, pair, train and evaluate long-context models.
+
+    Every verb resumes where it stopped: the same command again does nothing twice.
+    """
+
+
+def _verb(name: str, stages: tuple[str, ...], text: str) -> None:
+    def command(config: str, overrides: tuple[str, ...]) -> int:
+        from lr_ray import config as configs
+        from lr_ray import pipeline
+
+        return 1 if pipeline.execute(configs.load(config, list(overrides)), stages) else 0
+
+    _with_config(name, text)(command)
+
+
+def _with_config(name: str, text: str) -> Callable[[Callable[..., int]], Any]:
+    def decorate(command: Callable[..., int]) -> Any:
+        command.__doc__ = text
+        arguments = click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")(command)
+        return cli.command(name)(click.argument("config", metavar="CONFIG.yaml")(arguments))
+
+    return decorate
+
+
+_verb("run", ("sample", "judge", "pairs", "train", "evaluate", "report"), "The whole loop.")
+_verb("sample", ("sample",), "Candidates for every prompt, through vLLM.")
+_verb("judge", ("judge",), "Scores for candidates, sampled here or read from data.candidates.")
+_verb("pairs", ("pairs",), "Best against worst of every judged prompt.")
+_verb("train", ("train",), "DPO on the pairs, or SFT on training.data.")
+_verb("evaluate", ("evaluate",), "The model before and after on held-out prompts.")
+_verb("report", ("report",), "The run directory as one page, report.html.")
+
+
+@_with_config("plan", "What a run would take: rows, calls, tokens, money, memory, hours. Spends nothing.")
+def _plan(config: str, overrides: tuple[str, ...]) -> int:
+    from lr_ray import config as configs
+    from lr_ray import plan
+
+    click.echo(plan.render(plan.forecast(configs.load(config, list(overrides)))))
+    return 0
+
+
+@cli.command("simulate-judge")
+@click.option("--port", default=8000, show_default=True, help="0 picks a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Loopback unless you say otherwise.")
+@click.option("--latency", default=0.0, show_default=True, help="Seconds added to each answer.")
+@click.option("--requests-per-minute", type=int, default=None, help="More are answered with 429.")
+@click.option("--faults", default=0.0, show_default=True, help="Share of requests that fail, of all kinds.")
+def _simulate_judge(**options: Any) -> int:
+    """An OpenAI-compatible judge that answers by plain rules, for trying things without a model."""
+    from lr_ray import simulated
+
+    simulated.serve(**options)
+    return 0
+
+
+def main() -> None:
+    """Entry point of the `lr-ray` command."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("stopped; the same command again goes on from here", INTERRUPTED)
+    except ValueError as error:
+        _fail(str(error), 2)
+    except Exception as error:  # the last place where a stack becomes a sentence
+        from lr_ray.runtime import root
+
+        if os.environ.get("LR_RAY_TRACEBACK"):
+            traceback.print_exception(error)
+        cause = root(error)
+        text = " ".join(str(cause).split()) or "no message"
+        _fail(f"{type(cause).__name__}: {text}", 2 if isinstance(cause, ValueError) else STOPPED)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(sentence: str, code: int) -> None:
+    print(f"lr-ray: {sentence}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,317 @@
+"""Prompts and candidates in: every format, checked whole before anything is paid.
+
+`scan` reads each input file once on the driver, refuses bad input in one sentence that names file and
+row, and keeps a pointer a row (file, place, length), not the row. Resume is then a set difference over
+ids, and a task anywhere loads one row by its pointer.
+"""
+
+import fnmatch
+import functools
+import io
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import orjson
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from lr_ray.rows import Candidate, Message, Prompt, Sampled
+from lr_ray.store import filesystem
+
+SUFFIXES = (".jsonl", ".parquet")
+Raw = Mapping[str, Any]
+
+
+class Place(NamedTuple):
+    """Where a row lies: byte `start` and `length` in a jsonl file, or row `start` of row group `group`."""
+
+    url: str
+    group: int
+    start: int
+    length: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.url}: {'line' if self.group < 0 else 'row'} {self.number}"
+
+
+class Pointer(NamedTuple):
+    """One prompt: the place of its row and, where candidates come from files, theirs."""
+
+    prompt_id: str
+    prompt: Place
+    candidates: list[Place]
+
+
+def scan(patterns: list[str], candidates: list[str] | None = None) -> list[Pointer]:
+    """A pointer a prompt, in input order; with `candidates`, only prompts that have some.
+
+    Args:
+        patterns: files, folders or globs of prompts; may be empty if candidate rows carry the prompt.
+        candidates: files of answers sampled elsewhere.
+
+    Raises:
+        ValueError: one sentence naming the file, the row and the fault.
+    """
+    prompts: dict[str, Place] = {}
+    for place, raw in _all(patterns):
+        prompt_id = _prompt_id(raw, place)
+        if prompt_id in prompts:
+            raise ValueError(f"{place}: prompt_id {prompt_id!r} is there already, at {prompts[prompt_id]}")
+        to_prompt(raw, place)
+        prompts[prompt_id] = place
+    if not candidates:
+        if not prompts:
+            raise ValueError(f"{', '.join(patterns) or 'data.prompts'}: no prompts in there")
+        return [Pointer(prompt_id, place, []) for prompt_id, place in prompts.items()]
+    grouped: dict[str, list[Place]] = {}
+    for place, raw in _all(candidates):
+        prompt_id, _ = _candidate_ids(raw, place)
+        if prompt_id not in prompts:
+            if "context" not in raw:
+                raise ValueError(
+                    f"{place}: no prompt {prompt_id!r} in data.prompts, and no context in the row"
+                )
+            to_prompt(raw, place, prompt_id)
+            prompts[prompt_id] = place
+        to_candidates(raw, place)
+        grouped.setdefault(prompt_id, []).append(place)
+    if not grouped:
+        raise ValueError(f"{', '.join(candidates)}: no candidates in there")
+    pointers = [Pointer(prompt_id, prompts[prompt_id], places) for prompt_id, places in grouped.items()]
+    for pointer in pointers:
+        _gather(pointer, {})
+    return pointers
+
+
+def load(pointer: Pointer, template: str) -> Prompt | Sampled:
+    """The row at `pointer`: a prompt, or with candidates a sampled row.
+
+    Raises:
+        ValueError: the file is not what it was when it was scanned.
+    """
+    raw = _read(pointer.prompt)
+    prompt = to_prompt(raw, pointer.prompt, pointer.prompt_id, template)
+    if not pointer.candidates:
+        return prompt
+    return Sampled(
+        **prompt,
+        candidates=_gather(pointer, {pointer.prompt: raw}),
+        prompt_tokens=-1,
+        cached_tokens=-1,
+        truncated=False,
+        sampled_at=0.0,
+    )
+
+
+def to_prompt(
+    raw: Raw, place: Place, prompt_id: str | None = None, template: str = "{context}\n\n{question}"
+) -> Prompt:
+    """A prompt row from ours, the authors' (`idx`, `query`, `answer`) or a `messages` row.
+
+    Of `messages` the last must be the user's. Without `question` beside them, its last paragraph is the
+    question; without `context`, everything before that is the context.
+
+    Raises:
+        ValueError: a field is missing, empty or of the wrong type.
+    """
+    prompt_id = prompt_id or _prompt_id(raw, place)
+    reference = raw.get("reference_answer", raw.get("answer") if "candidates" not in raw else None)
+    if reference is not None and not isinstance(reference, str):
+        raise ValueError(f"{place}: reference_answer is a {_type(reference)}, not text")
+    prompt: list[Message] = []
+    if "messages" in raw:
+        messages = to_messages(raw["messages"], place)
+        if messages[-1]["role"] != "user":
+            raise ValueError(f"{place}: the last of messages is the {messages[-1]['role']}'s, not the user's")
+        before, _, last = messages[-1]["content"].rpartition("\n\n")
+        earlier = "\n\n".join(m["content"] for m in messages[:-1])
+        question = raw.get("question", last)
+        context = raw.get("context", "\n\n".join(filter(None, (earlier, before))))
+        prompt = messages
+    else:
+        context, question = raw.get("context"), raw.get("question", raw.get("query"))
+    context, question = _text(context, "context", place), _text(question, "question", place)
+    if not prompt:
+        slots = {"{context}": context, "{question}": question}
+        # One pass: a context that holds "{question}" must not be filled in its turn.
+        content = re.sub(r"\{context\}|\{question\}", lambda slot: slots[slot.group()], template)
+        prompt = [{"role": "user", "content": content}]
+    return {
+        "prompt_id": prompt_id,
+        "context": context,
+        "question": question,
+        "reference_answer": reference,
+        "prompt": prompt,
+    }
+
+
+def to_messages(value: Any, place: object) -> list[Message]:
+    """Checked chat messages.
+
+    Raises:
+        ValueError: not a non-empty list of {role, content} with known roles and text.
+    """
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{place}: messages is not a list with at least one message")
+    for message in value:
+        if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
+            raise ValueError(f"{place}: a message needs a role (system, user or assistant) and a content")
+        _text(message.get("content"), "content of a message", place)
+    return [{"role": m["role"], "content": m["content"]} for m in value]
+
+
+def to_candidates(raw: Raw, place: Place) -> list[Candidate]:
+    """The candidates a row holds: ours nested in it, or the authors' one a row.
+
+    Raises:
+        ValueError: no candidates, or one that is not text.
+    """
+    _, index = _candidate_ids(raw, place)
+    if index is not None:
+        answer = raw.get("answer")
+        if not isinstance(answer, str):
+            raise ValueError(f"{place}: answer is a {_type(answer)}, not text")
+        return [{"index": index, "text": answer, "finish_reason": None}]
+    found: list[Candidate] = []
+    entries = raw.get("candidates")
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{place}: candidates is not a list with at least one answer")
+    for position, entry in enumerate(entries):
+        text = entry.get("text") if isinstance(entry, dict) else entry
+        index = entry.get("index", position) if isinstance(entry, dict) else position
+        if not isinstance(text, str) or not isinstance(index, int) or isinstance(index, bool):
+            raise ValueError(f"{place}: candidate {position} has no text, or an index that is no integer")
+        found.append({"index": index, "text": text, "finish_reason": None})
+    return found
+
+
+def _gather(pointer: Pointer, read: dict[Place, Raw]) -> list[Candidate]:
+    found = [c for place in pointer.candidates for c in to_candidates(read.get(place) or _read(place), place)]
+    found.sort(key=lambda candidate: candidate["index"])
+    for one, other in itertools.pairwise(found):
+        if one["index"] == other["index"]:
+            where = pointer.candidates[-1]
+            raise ValueError(f"{where}: prompt {pointer.prompt_id!r} has candidate {one['index']} twice")
+    return found
+
+
+def _prompt_id(raw: Raw, place: Place) -> str:
+    value = raw.get("prompt_id", raw.get("idx"))
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise ValueError(f"{place}: prompt_id (or idx) is a {_type(value)}, not text or an integer")
+    return str(value)
+
+
+def _candidate_ids(raw: Raw, place: Place) -> tuple[str, int | None]:
+    """The prompt's id, and the candidate's index where the row is one candidate in the authors' format."""
+    prompt_id = _prompt_id(raw, place)
+    if "candidates" in raw:
+        return prompt_id, None
+    found = re.fullmatch(r"(.+)-(\d+)", prompt_id)
+    if not found:
+        raise ValueError(f"{place}: no candidates, and idx {prompt_id!r} is not of the form prompt-candidate")
+    return found[1], int(found[2])
+
+
+def _text(value: Any, name: str, place: object) -> str:
+    if value is None:
+        raise ValueError(f"{place}: no {name}")
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: {name} is a {_type(value)}, not text")
+    if not value.strip():
+        raise ValueError(f"{place}: {name} is empty")
+    return value
+
+
+def _type(value: Any) -> str:
+    names = {type(None): "missing value", int: "number", float: "number", dict: "mapping", str: "empty text"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _all(patterns: list[str]) -> Iterator[tuple[Place, Raw]]:
+    for pattern in patterns:
+        for url in files(pattern):
+            yield from _lines(url) if url.endswith(".jsonl") else _groups(url)
+
+
+def files(pattern: str) -> list[str]:
+    """The jsonl and parquet files behind a path, a folder or a glob, sorted.
+
+    Raises:
+        ValueError: there is none.
+    """
+    fs, path = filesystem(pattern)
+    prefix = pattern.removesuffix(path) if "://" in pattern else ""
+    if any(sign in path for sign in "*?["):
+        base = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
+        infos = fs.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
+        found = [i.path for i in infos if i.is_file and fnmatch.fnmatchcase(i.path, path)]
+    else:
+        info = fs.get_file_info(path)
+        if info.type == pafs.FileType.NotFound:
+            raise ValueError(f"{pattern}: no such file")
+        if info.is_file and not path.endswith(SUFFIXES):
+            raise ValueError(f"{pattern}: neither .jsonl nor .parquet")
+        inside = fs.get_file_info(pafs.FileSelector(path)) if not info.is_file else [info]
+        found = [i.path for i in inside if i.is_file]
+    found = sorted(prefix + name for name in found if name.endswith(SUFFIXES))
+    if not found:
+        raise ValueError(f"{pattern}: no .jsonl or .parquet file there")
+    return found
+
+
+def _lines(url: str) -> Iterator[tuple[Place, Raw]]:
+    fs, path = filesystem(url)
+    start = 0
+    with fs.open_input_stream(path) as stream:
+        for number, line in enumerate(io.BufferedReader(stream, 1 << 20), 1):
+            place = Place(url, -1, start, len(line), number)
+            start += len(line)
+            if line.strip():
+                yield place, _parse(line, place)
+
+
+def _parse(line: bytes, place: Place) -> Raw:
+    try:
+        raw = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        torn = "; the line is torn" if not line.endswith(b"\n") else ""
+        raise ValueError(f"{place}: not valid JSON: {error}{torn}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{place}: a {_type(raw)}, not a JSON object")
+    return raw
+
+
+def _groups(url: str) -> Iterator[tuple[Place, Raw]]:
+    number = 0
+    fs, path = filesystem(url)
+    with fs.open_input_file(path) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+        except OSError as error:
+            raise ValueError(f"{url}: not a parquet file: {error}") from error
+        for group in range(parquet.num_row_groups):
+            for row, raw in enumerate(parquet.read_row_group(group).to_pylist()):
+                number += 1
+                # Parquet has every column in every row: what is null is not there.
+                yield Place(url, group, row, 0, number), {k: v for k, v in raw.items() if v is not None}
+
+
+def _read(place: Place) -> Raw:
+    fs, path = filesystem(place.url)
+    if place.group >= 0:
+        row = _row_group(place.url, place.group)[place.start]
+        return {key: value for key, value in row.items() if value is not None}
+    with fs.open_input_file(path) as file:
+        file.seek(place.start)
+        return _parse(file.read(place.length), place)
+
+
+@functools.lru_cache(maxsize=2)
+def _row_group(url: str, group: int) -> list[Raw]:
+    fs, path = filesystem(url)
+    with fs.open_input_file(path) as file:
+        return pq.ParquetFile(file).read_row_group(group).to_pylist()

@@ -1,0 +1,99 @@
+"""What an endpoint's reply holds: kept as little as can be, read as strictly as can be."""
+
+import base64
+import json
+import re
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+A = TypeVar("A", bound=BaseModel)
+
+FAILURES_SHOWN = 200  # characters of a validation message
+
+
+class Bad(Exception):
+    """A reply is unusable. `kind` is cut, refused or invalid; the message is the reason."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+def read(reply: dict[str, Any], answer: type[A]) -> A:
+    """The validated answer in a reply.
+
+    Raises:
+        Bad: there is none.
+    """
+    if reply["finish_reason"] == "length":
+        raise Bad("cut", "the reply was cut off at its longest")
+    if reply["refusal"] or reply["finish_reason"] == "content_filter":
+        raise Bad("refused", "the judge refused" if reply["refusal"] else "a content filter stopped the judge")
+    text = (reply["content"] or "").strip()
+    if not text:
+        raise Bad("invalid", "the reply was empty")
+    fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, re.DOTALL)
+    try:
+        # Lenient about raw control characters inside strings, which some grammars let through.
+        parsed = json.loads(fenced[1] if fenced else text, strict=False)
+        return answer.model_validate(scrub(parsed), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        reason = f"the reply is not what was asked for: {where}: {first['msg']}"
+        raise Bad("invalid", reason[:FAILURES_SHOWN]) from error
+    except (ValueError, RecursionError) as error:
+        raise Bad("invalid", "the reply is not valid JSON") from error
+
+
+def slim(reply: dict[str, Any]) -> dict[str, Any]:
+    """What of an endpoint's reply is kept: the answer, how it ended, what it cost; all valid UTF-8."""
+    usage = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
+    details = usage.get("prompt_tokens_details")
+    tokens = {
+        "prompt_tokens": _tokens(usage.get("prompt_tokens")),
+        "cached_tokens": _tokens(details.get("cached_tokens") if isinstance(details, dict) else 0),
+        "completion_tokens": _tokens(usage.get("completion_tokens")),
+    }
+    if "data" in reply:
+        return tokens | {"vectors": _vectors(reply["data"])}
+    choices = reply.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    message = choice.get("message") if isinstance(choice.get("message"), dict) else {}
+    texts = {"content": message.get("content"), "refusal": message.get("refusal")}
+    texts["finish_reason"] = choice.get("finish_reason")
+    return tokens | {k: scrub(v) if isinstance(v, str) else None for k, v in texts.items()}
+
+
+def _tokens(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+
+
+def _vectors(data: Any) -> list[str] | None:
+    """Embeddings in the order of their texts, each base64 of float16; None where the reply is malformed."""
+    try:
+        return [_float16(item["embedding"]) for item in sorted(data, key=lambda item: item["index"])]
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _float16(embedding: Any) -> str:
+    if isinstance(embedding, str):
+        embedding = np.frombuffer(base64.b64decode(embedding), np.float32)
+    return base64.b64encode(np.asarray(embedding, np.float16).tobytes()).decode()
+
+
+_BAD_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+
+
+def scrub(value: Any) -> Any:
+    """`value`, parsed JSON, with control characters and lone surrogates in its texts replaced by U+FFFD."""
+    if isinstance(value, str):
+        return _BAD_CHARACTERS.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [scrub(item) for item in value]
+    if isinstance(value, dict):
+        return {scrub(key): scrub(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,83 @@
+"""Ray for a run: join or start it quietly, refuse a cluster that is too small, count and show."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lr_ray.config import Prices
+from lr_ray.progress import Display, Tally
+
+TASK_CPUS = 0.1
+"""CPUs of a task that loads or writes rows: it waits for disks more than it computes."""
+
+
+def start() -> None:
+    """Join the cluster of RAY_ADDRESS (as a submitted job does), or start Ray on this machine."""
+    import ray
+    import ray.data
+
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def require(stages: dict[str, float], gpus: float = 0) -> None:
+    """Refuse to start when Ray cannot hold all actors at once and still run a task of one CPU.
+
+    Ray Data takes a whole CPU for some of its own tasks; where actors hold every CPU it waits for ever
+    without an error.
+
+    Raises:
+        ValueError: one sentence with what is asked for and what is there.
+    """
+    import ray
+
+    there = ray.cluster_resources()
+    asked = sum(stages.values()) + 1
+    if there.get("CPU", 0) + 1e-9 < asked:
+        parts = ", ".join(f"{name} {cpus:g}" for name, cpus in stages.items())
+        raise ValueError(
+            f"too few CPUs: {parts} and 1 for Ray Data's own tasks make {asked:g}, "
+            f"Ray has {there.get('CPU', 0):g}; lower actors or num_cpus, or add nodes"
+        )
+    if there.get("GPU", 0) + 1e-9 < gpus:
+        raise ValueError(f"too few GPUs: {gpus:g} are asked for, Ray has {there.get('GPU', 0):g}")
+
+
+class Watch:
+    """What a stage shows itself with: the tally that actors add to, and the display that reads it."""
+
+    def __init__(self, tally: Any, display: Display) -> None:
+        self.tally = tally
+        self.display = display
+
+
+@contextmanager
+def watch(prices: Prices) -> Iterator[Watch]:
+    """A tally actor and a display that polls it, for as long as the context lasts."""
+    import ray
+
+    tally: Any = ray.remote(Tally).options(num_cpus=0).remote()
+    with Display(None, prices, poll=lambda: ray.get(tally.snapshot.remote(), timeout=10)) as display:
+        yield Watch(tally, display)
+    ray.kill(tally)
+
+
+def root(error: BaseException) -> BaseException:
+    """The error under Ray's wrappers: what a user needs to read."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        failures = getattr(error, "worker_failures", None)
+        inner = next(iter(failures.values())) if failures else getattr(error, "cause", None)
+        inner = inner or error.__cause__
+        if isinstance(inner, BaseException) and not isinstance(error, ValueError):
+            error = inner
+    return error

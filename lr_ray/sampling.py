@@ -1,0 +1,206 @@
+"""Candidates from the policy: n samples a prompt through vLLM actors, the prompt prefilled once.
+
+`ray.data.llm` keeps one of n samples, so this is an actor of our own on vLLM's `AsyncLLM`. All n samples
+of a prompt are requests with the same token ids: the first fills the prefix cache, the others read it.
+Placement of tensor and pipeline parallel engines, and the exit of an actor whose engine died, follow
+`ray.data.llm` (ray.llm._internal.batch.stages.vllm_engine_stage).
+"""
+
+import asyncio
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from lr_ray.config import Config
+from lr_ray.config import Sampling as Settings
+from lr_ray.rows import Candidate, Message, Packed, Prompt, Sampled, failed, pack, unpack
+
+if TYPE_CHECKING:
+    import ray.data
+
+
+class Sampler:
+    """One vLLM engine. Rows of kind "prompt" become "sampled" or "failed"; others pass through."""
+
+    def __init__(self, settings: Settings, tally: Any = None) -> None:
+        os.environ.update(settings.env)
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        options: dict[str, Any] = {"enable_prefix_caching": True, **settings.engine}
+        if _bundles(settings) > 1:
+            options.setdefault("distributed_executor_backend", "ray")
+        arguments = AsyncEngineArgs(model=settings.model, **options)
+        self.engine = AsyncLLM.from_engine_args(arguments)
+        self.tokenizer: Any = self.engine.get_tokenizer()
+        self.window: int = self.engine.model_config.max_model_len
+        self.settings = settings
+        self.tally = tally
+        self.requests = 0
+
+    async def __call__(self, packed: Packed) -> Packed:
+        if packed["kind"] != "prompt":
+            return packed
+        row: Any = unpack(packed)
+        limit = self.window - self.settings.max_tokens
+        fitted = await asyncio.to_thread(fit, self.tokenizer, row["prompt"], limit, self.settings.truncate)
+        if isinstance(fitted, str):
+            self._count({"failed": 1})
+            return failed(packed["prompt_id"], "sample", fitted)
+        prompt, token_ids, truncated = fitted
+        prompt_row: Prompt = {**row, "prompt": prompt}
+        sampled = await self._sample(prompt_row, token_ids, truncated)
+        tokens = sampled["prompt_tokens"] - sampled["cached_tokens"]
+        self._count({"sampled": 1, "candidates": self.settings.n, "sample_tokens": tokens})
+        return pack("sampled", sampled)
+
+    async def _sample(self, prompt: Prompt, token_ids: list[int], truncated: bool) -> Sampled:
+        outputs = await asyncio.gather(*(self._generate(token_ids) for _ in range(self.settings.n)))
+        candidates: list[Candidate] = [
+            {"index": index, "text": output.outputs[0].text, "finish_reason": output.outputs[0].finish_reason}
+            for index, output in enumerate(outputs)
+        ]
+        return Sampled(
+            **prompt,
+            candidates=candidates,
+            prompt_tokens=len(token_ids) * len(outputs),
+            cached_tokens=sum(output.num_cached_tokens or 0 for output in outputs),
+            truncated=truncated,
+            sampled_at=time.time(),
+        )
+
+    async def _generate(self, token_ids: list[int]) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self.requests += 1
+        # No seed: on CPU a seeded request kills the engine ("CPU Generator does not use offset").
+        parameters = SamplingParams(
+            temperature=self.settings.temperature,
+            top_p=self.settings.top_p,
+            max_tokens=self.settings.max_tokens,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        try:
+            last = None
+            async for output in self.engine.generate(
+                {"prompt_token_ids": token_ids}, parameters, f"{os.getpid()}-{self.requests}"
+            ):
+                last = output
+        except EngineDeadError:
+            # An exception would send the retry to this same dead actor. Dying with a system error makes
+            # Ray start a new actor and retry there (ray-project/ray#59522).
+            os._exit(1)
+        assert last is not None
+        assert last.finished
+        return last
+
+    def _count(self, counts: dict[str, float]) -> None:
+        if self.tally is not None:
+            self.tally.add.remote(counts)
+
+    def __del__(self) -> None:
+        # Without it the engine's own processes outlive the actor.
+        if hasattr(self, "engine"):
+            self.engine.shutdown()
+
+
+def fit(
+    tokenizer: Any, prompt: list[Message], limit: int, truncate: str
+) -> tuple[list[Message], list[int], bool] | str:
+    """The prompt, its token ids and whether it was cut, or why it does not fit in `limit` tokens.
+
+    With `truncate` "middle" the last message keeps the head and the tail half of the tokens that fit
+    (the authors' rule for inputs over the model's limit); the template's own tokens stay whole.
+    """
+    token_ids = render(tokenizer, prompt)
+    if len(token_ids) <= limit:
+        return prompt, token_ids, False
+    reason = f"the prompt has {len(token_ids)} tokens; the model's window leaves room for {limit}"
+    if truncate == "refuse":
+        return f"{reason} (sampling.truncate=middle would cut it)"
+    *before, last = prompt
+    offsets = tokenizer(
+        last["content"], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )["offset_mapping"]
+    keep = len(offsets) - (len(token_ids) - limit)
+    while keep >= 2:
+        head, tail = offsets[keep // 2 - 1][1], offsets[len(offsets) - (keep - keep // 2)][0]
+        text = last["content"][:head] + last["content"][tail:]
+        shorter: list[Message] = [*before, {"role": last["role"], "content": text}]
+        token_ids = render(tokenizer, shorter)
+        if len(token_ids) <= limit:
+            return shorter, token_ids, True
+        keep -= len(token_ids) - limit  # the seam may tokenise into more tokens than were kept
+    return f"{reason}, and cutting its last message cannot help"
+
+
+def render(tokenizer: Any, prompt: list[Message]) -> list[int]:
+    """Token ids of the conversation under the model's chat template, ready for the answer."""
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
+
+
+def check_model(model: str, key: str) -> None:
+    """Refuse a local model folder that cannot be sampled, before anything is started.
+
+    Raises:
+        ValueError: no such folder, no config.json, or a tokenizer without chat template.
+    """
+    if not model:
+        raise ValueError(f"{key} is not set: name a Hugging Face model folder")
+    if not os.path.isdir(model):
+        if model.startswith((".", "/", "~")):
+            raise ValueError(f"{key}: {model}: no such model folder")
+        return  # a hub name: vLLM resolves it
+    if not os.path.isfile(os.path.join(model, "config.json")):
+        raise ValueError(f"{key}: {model}: no config.json in this model folder")
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    if not tokenizer.chat_template:
+        raise ValueError(f"{key}: {model}: its tokenizer has no chat template")
+
+
+def sample_stage(dataset: "ray.data.Dataset", config: Config, tally: Any = None) -> "ray.data.Dataset":
+    """Rows of kind "prompt" → "sampled" or "failed", on `sampling.actors` engines."""
+    import ray.data
+
+    settings = config.sampling
+    bundles = _bundles(settings)
+    placement: dict[str, Any] = {"num_gpus": settings.num_gpus * bundles or None}
+    if bundles > 1 and settings.engine.get("distributed_executor_backend", "ray") == "ray":
+        # vLLM's Ray executor takes its workers from the actor's placement group.
+        placement = {"ray_remote_args_fn": lambda: _place(settings, bundles)}
+    else:
+        placement["num_cpus"] = settings.num_cpus
+    sampler: Any = Sampler  # an async callable class, which map takes and its annotation forgets
+    return dataset.map(
+        sampler,
+        fn_constructor_kwargs={"settings": settings, "tally": tally},
+        compute=ray.data.ActorPoolStrategy(
+            size=settings.actors, max_tasks_in_flight_per_actor=2 * settings.rows_in_flight
+        ),
+        max_concurrency=settings.rows_in_flight,
+        **placement,
+    )
+
+
+def _bundles(settings: Settings) -> int:
+    sizes = (settings.engine.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
+    tensor, pipeline = sizes
+    return tensor * pipeline
+
+
+def _place(settings: Settings, bundles: int) -> dict[str, Any]:
+    import ray.util
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    bundle = {"GPU": settings.num_gpus or 1, "CPU": settings.num_cpus or 1}
+    group = ray.util.placement_group([bundle] * bundles, strategy="PACK")
+    return {
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(
+            group, placement_group_capture_child_tasks=True
+        ),
+        "num_cpus": 0,
+    }
