@@ -15,6 +15,7 @@ import click
 
 from lr_ray import __version__
 
+BAD_INPUT = 2
 STOPPED = 3
 INTERRUPTED = 130
 
@@ -81,14 +82,17 @@ def _simulate_judge(**options: Any) -> int:
 
 def main() -> None:
     """Entry point of the `lr-ray` command."""
+    sys.exit(guarded(lambda: cli.main(standalone_mode=False)))
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """The exit code of `command`; what it raises is said in one sentence."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = command()
     except click.ClickException as error:
-        _fail(error.format_message(), 2)
+        return _said(error.format_message(), BAD_INPUT)
     except (KeyboardInterrupt, click.Abort):
-        _fail("stopped; the same command again goes on from here", INTERRUPTED)
-    except ValueError as error:
-        _fail(str(error), 2)
+        return _said("stopped; the same command again goes on from here", INTERRUPTED)
     except Exception as error:  # the last place where a stack becomes a sentence
         from lr_ray.runtime import root
 
@@ -96,11 +100,12 @@ def main() -> None:
             traceback.print_exception(error)
         cause = root(error)
         text = " ".join(str(cause).split()) or "no message"
-        _fail(f"{type(cause).__name__}: {text}", 2 if isinstance(cause, ValueError) else STOPPED)
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
+        if isinstance(cause, ValueError):
+            return _said(text, BAD_INPUT)
+        return _said(f"{type(cause).__name__}: {text}", STOPPED)
+    return code if isinstance(code, int) else 0
 
 
-def _fail(sentence: str, code: int) -> None:
+def _said(sentence: str, code: int) -> int:
     print(f"lr-ray: {sentence}", file=sys.stderr)
-    sys.exit(code)
+    return code
