@@ -1,0 +1,87 @@
+"""Every knob documented, unknown keys refused, every shipped config loads."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lr_ray import config
+
+ROOT = Path(__file__).parents[1]
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_overrides_are_yaml(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.yaml", "run_dir: r\nsampling: {n: 4}")
+    loaded = config.load(path, ["sampling.n=6", "data.prompts=[a.jsonl]", "training.max_steps=null"])
+    assert (loaded.sampling.n, loaded.data.prompts, loaded.training.max_steps) == (6, ["a.jsonl"], None)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "says"),
+    [
+        ("run_dir: r\nsamplng: {}", [], "samplng: unknown key"),
+        ("run_dir: r", ["judge.wieghts=1"], "judge.wieghts: unknown key"),
+        ("run_dir: r", ["sampling.n=many"], "sampling.n: .*integer"),
+        ("sampling: {n: 4}", [], "run_dir: Field required"),
+        ("run_dir: r", ["sampling.n"], "expected section.key=value"),
+        ("run_dir: [", [], "not valid YAML"),
+        ("- a", [], "a mapping of sections"),
+        ("run_dir: r", ['data.prompt_template="{context}"'], r"\{question\} exactly once"),
+        (
+            "run_dir: r\njudge: {weights: {helpfulness: 0, logicality: 0, faithfulness: 0, completeness: 0}}",
+            [],
+            "at least one dimension",
+        ),
+    ],
+)
+def test_bad_configs_in_one_sentence(tmp_path: Path, text: str, overrides: list[str], says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        config.load(write(tmp_path / "c.yaml", text), overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_config_is_named() -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.yaml: cannot read"):
+        config.load("nowhere.yaml")
+
+
+def test_every_field_is_documented() -> None:
+    def walk(section: type[config.Section]) -> None:
+        for name, field in section.model_fields.items():
+            assert field.description, f"{section.__name__}.{name}"
+            if isinstance(field.annotation, type) and issubclass(field.annotation, config.Section):
+                walk(field.annotation)
+
+    sections = [s for s in vars(config).values() if isinstance(s, type) and issubclass(s, config.Section)]
+    for section in sections:
+        if section not in (config.Section, config.Config):
+            walk(section)
+
+
+def test_no_secret_is_dumped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    loaded = config.load(write(tmp_path / "c.yaml", "run_dir: r"))
+    assert config.api_key(loaded) == os.environ["OPENAI_API_KEY"]
+    assert "sk-very-secret" not in config.dump(loaded)
+    assert config.load(write(tmp_path / "again.yaml", config.dump(loaded))) == loaded
+
+
+def shipped() -> list[Path]:
+    return [
+        p for p in sorted(ROOT.glob("jobs/**/*.yaml")) if "run_dir" in (yaml.safe_load(p.read_text()) or {})
+    ]
+
+
+@pytest.mark.parametrize("path", shipped(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_shipped_configs_load(path: Path) -> None:
+    config.load(str(path))
+
+
+def test_there_are_shipped_configs() -> None:
+    assert shipped()
