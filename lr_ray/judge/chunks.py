@@ -1,5 +1,6 @@
 """A context cut into chunks of so many tokens: without overlap, and without losing a character."""
 
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -10,7 +11,8 @@ import numpy.typing as npt
 from lr_ray.rows import Passage
 
 BYTES_A_TOKEN = 4  # of the built-in rule
-LOOK_BACK = 0.5  # share of a chunk that may be given up to end it at white space
+
+_ENDS = (re.compile(r"[.!?]\s+|[。！？]\s*|\n+"), re.compile(r"\s+"))  # of sentences, of words
 
 Cumulative = npt.NDArray[np.int64]
 
@@ -54,7 +56,7 @@ def _of_tokenizer(folder: str) -> Measure:
 def split(text: str, tokens: int, measured: Measure) -> list[Passage]:
     """Chunks of at most `tokens` tokens whose texts add up to `text`.
 
-    A chunk ends after the last white space in its second half, if there is any.
+    A chunk ends where in its second half the last sentence ends, or else the last word.
     """
     upto, most = measured.upto(text), tokens * measured.unit
     chunks: list[Passage] = []
@@ -62,14 +64,16 @@ def split(text: str, tokens: int, measured: Measure) -> list[Passage]:
     while start < len(text):
         end = max(start + 1, int(np.searchsorted(upto, upto[start] + most, side="right")) - 1)
         if end < len(text):
-            end = _at_space(text, start + int((end - start) * LOOK_BACK), end)
+            end = _good_end(text, start + (end - start) // 2, end)
         chunks.append({"position": start / len(text), "text": text[start:end]})
         start = end
     return chunks
 
 
-def _at_space(text: str, least: int, end: int) -> int:
-    for cut in range(end, least, -1):
-        if text[cut - 1].isspace():
-            return cut
+def _good_end(text: str, least: int, end: int) -> int:
+    """The last place after `least`, up to `end`, where a sentence ends; else a word; else `end`."""
+    for boundary in _ENDS:
+        ends = [match.end() for match in boundary.finditer(text, least, end)]
+        if ends:
+            return ends[-1]
     return end

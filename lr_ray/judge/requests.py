@@ -31,7 +31,7 @@ class Block:
 
 
 def language(context: str) -> str:
-    """"zh" when at least a tenth of the context's letters are Chinese characters, else "en"."""
+    """ "zh" when at least a tenth of the context's letters are Chinese characters, else "en"."""
     cjk = len(_CJK.findall(context))
     return "zh" if cjk and cjk >= CJK_SHARE * len(_LETTER.findall(context)) else "en"
 

@@ -4,13 +4,14 @@ BM25 by bm25s, or cosine similarity of embeddings as in the paper; the best pass
 order, as the authors do.
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
 
-from lr_ray.llm.calls import Vectors
+from lr_ray.llm.calls import Unusable, Vectors
 from lr_ray.rows import Passage
 
 Embed = Callable[[list[str]], Awaitable[Vectors]]
@@ -57,6 +58,7 @@ class Meanings:
 
     def __init__(self, passages: list[Passage], embed: Embed) -> None:
         self._passages, self._embed = passages, embed
+        self._vectors: asyncio.Future[Vectors] | None = None
 
     async def top(self, statement: str, k: int) -> list[Passage]:
         """The k best passages, in document order; all when there are fewer.
@@ -66,9 +68,12 @@ class Meanings:
         """
         if len(self._passages) <= k:
             return self._passages
-        # Equal requests of a row are one request: the passages are embedded once.
-        vectors = await self._embed([passage["text"] for passage in self._passages])
-        query = await self._embed([statement])
+        if self._vectors is None:
+            texts = [passage["text"] for passage in self._passages]
+            self._vectors = asyncio.ensure_future(self._embed(texts))
+        vectors, query = await asyncio.gather(self._vectors, self._embed([statement]))
+        if vectors.shape[1] != query.shape[1]:
+            raise Unusable("the embedding endpoint mixes vectors of several widths")
         return _best(self._passages, vectors @ query[0], k)
 
 

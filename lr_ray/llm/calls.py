@@ -59,7 +59,13 @@ class Calls:
     """Everything one row asks. Equal requests within the row are one request."""
 
     def __init__(
-        self, prompt_id: str, client: Client, ledger: Ledger, recorded: dict[str, Any], settings: Judge, count: Count
+        self,
+        prompt_id: str,
+        client: Client,
+        ledger: Ledger,
+        recorded: dict[str, Any],
+        settings: Judge,
+        count: Count,
     ) -> None:
         self.usage: Usage = {
             "calls": 0,
@@ -170,7 +176,7 @@ class Calls:
             raise Unusable("the embedding endpoint did not give one vector a text")
         matrix = np.stack(vectors).astype(np.float32)
         norms = np.linalg.norm(matrix, axis=1, keepdims=True)
-        return matrix / np.where(norms > 0, norms, 1)
+        return (matrix / np.where(norms > 0, norms, 1)).astype(np.float32)
 
     def _unit(self, call: Call[A]) -> str:
         candidate = "-" if call.candidate is None else call.candidate

@@ -9,10 +9,12 @@ Failures, by what they call for:
 import asyncio
 import email.utils
 import json
+import math
 import random
+import re
 import time
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import orjson
@@ -74,10 +76,7 @@ class Client:
             http_client=self._http,
         )
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
+    async def close(self) -> None:
         await self._api.close()
 
     async def post(self, path: str, body: bytes, unit: str, count: Count) -> dict[str, Any]:
@@ -90,8 +89,6 @@ class Client:
         """
         tries = {True: 0, False: 0}
         while True:
-            if self._refused is not None:
-                raise self._refused
             try:
                 return await self._governed(path, body, unit, count)
             except _Again as failure:
@@ -106,6 +103,8 @@ class Client:
 
     async def _governed(self, path: str, body: bytes, unit: str, count: Count) -> dict[str, Any]:
         async with self.governor.permit() as permit:
+            if self._refused is not None:
+                raise self._refused
             count("calls_started", 1)
             try:
                 reply = await self._once(path, body, unit)
@@ -145,7 +144,9 @@ class Client:
 
     def _status(self, error: Any) -> Exception:
         status, code = error.status_code, str(error.code or error.type or "")
-        if status == 413 or (status == 400 and code in _OF_ONE_REQUEST):
+        # Several servers name no code for a prompt over the model's window.
+        too_long = "context length" in str(error.message).lower()
+        if status == 413 or (status == 400 and (code in _OF_ONE_REQUEST or too_long)):
             return Unanswerable(f"the endpoint refused the request (HTTP {status}, {code or 'too large'})")
         if status in _NO_RETRY or code == "insufficient_quota":
             return EndpointRefused(self._why(status, code, error))
@@ -172,7 +173,7 @@ def _seconds(retry_after: str | None) -> float | None:
             wait = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
         except ValueError:
             return None
-    return min(max(wait, 0.0), LONGEST_RETRY_AFTER) if wait == wait else None
+    return min(max(wait, 0.0), LONGEST_RETRY_AFTER) if math.isfinite(wait) else None
 
 
 def _loads(body: bytes) -> Any:
@@ -199,13 +200,14 @@ def check(config: Config) -> None:
 
     if not config.judge.model:
         raise ValueError("judge.model: the name of the judge model is missing")
-    name = config.judge.api_key_env
+    key, name = configured_key(config), config.judge.api_key_env
+    if key and not re.fullmatch("[!-~]+", key):
+        # Sent, it would break the request with an error that quotes it.
+        raise ValueError(f"the key in {name} holds a space, a line break or another character no key has")
+    api = openai.OpenAI(api_key=key or "none", base_url=config.judge.base_url, max_retries=2, timeout=20.0)
+    where = f"judge.base_url: the endpoint {shown(str(api.base_url))}"
     try:
-        key = configured_key(config)
-        with openai.OpenAI(
-            api_key=key or "none", base_url=config.judge.base_url, max_retries=2, timeout=20.0
-        ) as api:
-            where = f"judge.base_url: the endpoint {shown(str(api.base_url))}"
+        with api:
             api.models.list()
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
         what = "refuses the key in" if key else "wants a key, and there is none in"

@@ -12,7 +12,7 @@ import socket
 import uuid
 from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, cast
 
 import orjson
 
@@ -93,7 +93,8 @@ def _record(line: bytes) -> Record | None:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
         return None
-    return record if isinstance(record, dict) and record.keys() == Record.__annotations__.keys() else None
+    whole = isinstance(record, dict) and record.keys() == Record.__annotations__.keys()
+    return cast(Record, record) if whole else None
 
 
 class Ledger:

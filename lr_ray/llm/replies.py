@@ -30,7 +30,9 @@ def read(reply: dict[str, Any], answer: type[A]) -> A:
     if reply["finish_reason"] == "length":
         raise Bad("cut", "the reply was cut off at its longest")
     if reply["refusal"] or reply["finish_reason"] == "content_filter":
-        raise Bad("refused", "the judge refused" if reply["refusal"] else "a content filter stopped the judge")
+        raise Bad(
+            "refused", "the judge refused" if reply["refusal"] else "a content filter stopped the judge"
+        )
     text = (reply["content"] or "").strip()
     if not text:
         raise Bad("invalid", "the reply was empty")

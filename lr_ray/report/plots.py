@@ -4,11 +4,11 @@ Groups differ in line style as well as in colour. Every text goes through Markup
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from lr_ray.report.gather import Spread
+from lr_ray.report.facts import Spread, octave
 
 Points = list[tuple[float, float]]
 _MOST_POINTS = 300
@@ -16,8 +16,9 @@ _MOST_POINTS = 300
 
 def svg(width: float, height: float, title: str, parts: Sequence[Markup], cls: str = "plot") -> Markup:
     """An SVG of the given size in its own units, which the page scales; `title` is its text form."""
-    head = Markup('<svg class="{}" viewBox="0 0 {:g} {:g}" role="img"><title>{}</title>')
-    return head.format(cls, width, height, title) + Markup("").join(parts) + Markup("</svg>")
+    stretch = Markup(' preserveAspectRatio="none"') if cls == "meter" else ""
+    head = Markup('<svg class="{}" viewBox="0 0 {:g} {:g}"{} role="img"><title>{}</title>')
+    return head.format(cls, width, height, stretch, title) + Markup("").join(parts) + Markup("</svg>")
 
 
 def _text(x: float, y: float, text: str, anchor: str = "middle", cls: str = "tick") -> Markup:
@@ -27,8 +28,8 @@ def _text(x: float, y: float, text: str, anchor: str = "middle", cls: str = "tic
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, cls: str) -> Markup:
-    line = '<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>'
-    return Markup(line).format(cls, x1, y1, x2, y2)
+    drawn = Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>')
+    return drawn.format(cls, x1, y1, x2, y2)
 
 
 def _path(points: Points, cls: str) -> Markup:
@@ -36,8 +37,22 @@ def _path(points: Points, cls: str) -> Markup:
     return Markup('<path class="{}" d="{}"/>').format(cls, drawn)
 
 
-def histogram(spreads: dict[str, Spread], title: str) -> Markup:
-    """Shares of each group on the scores 0 to 10: all as bars, chosen and rejected as outlines."""
+def scores(spreads: dict[str, Spread], title: str) -> Markup:
+    """Shares of each group on the whole scores 0 to 10."""
+    labels = {i + 0.5: str(i) for i in range(0, 11, 2)}
+    return _histogram(spreads, title, labels, lambda mean: mean + 0.5)
+
+
+def lengths(spreads: dict[str, Spread], title: str) -> Markup:
+    """Shares of each group on lengths that double from bin to bin."""
+    labels = {1.0: "32", 3.0: "128", 5.0: "512", 7.0: "2k", 9.0: "8k"}
+    return _histogram(spreads, title, labels, octave)
+
+
+def _histogram(
+    spreads: dict[str, Spread], title: str, labels: dict[float, str], place: Callable[[float], float]
+) -> Markup:
+    """All as bars, chosen and rejected as outlines over 11 bins; `labels` and `place` count in bins."""
     width, height, left, base, top = 300.0, 138.0, 6.0, 112.0, 12.0
     shown = {name: spread for name, spread in spreads.items() if spread.count}
     most = max(max(spread.bins) / spread.count for spread in shown.values())
@@ -59,23 +74,23 @@ def histogram(spreads: dict[str, Spread], title: str) -> Markup:
         parts.append(_path([*points, (width - left, base)], f"line {name}"))
     for name, spread in shown.items():
         assert spread.mean is not None
-        x = left + (spread.mean + 0.5) * step
+        x = left + place(spread.mean) * step
         mark = Markup('<path class="mean {}" d="M{:.1f} {:.1f} l-4 7 h8 z"/>')
         parts.append(mark.format(name, x, base + 1))
     parts.append(_line(left, base, width - left, base, "axis"))
-    parts += [_text(left + (i + 0.5) * step, base + 21, str(i)) for i in range(0, 11, 2)]
+    parts += [_text(left + at * step, base + 21, label) for at, label in labels.items()]
     means = ", ".join(f"{name} mean {spread.mean:.2f}" for name, spread in shown.items())
     return svg(width, height, f"{title}: {means}", parts)
 
 
 def interval(low: float, middle: float, high: float, limit: float, title: str) -> Markup:
     """A difference with its interval on an axis from -limit to +limit, with zero in the middle."""
-    width, height = 180.0, 22.0
+    width, height = 240.0, 34.0
     scale = (width / 2 - 8) / (limit or 1.0)
     x0, x1, x2 = (width / 2 + value * scale for value in (low, middle, high))
     side = "up" if low > 0 else "down" if high < 0 else "open"
     parts = [
-        _line(width / 2, 1, width / 2, height - 1, "axis"),
+        _line(width / 2, 0, width / 2, height, "axis"),
         _line(x0, height / 2, x2, height / 2, f"whisker {side}"),
         Markup('<circle class="dot {}" cx="{:.1f}" cy="{:g}" r="4.5"/>').format(side, x1, height / 2),
     ]
@@ -84,13 +99,13 @@ def interval(low: float, middle: float, high: float, limit: float, title: str) -
 
 def meter(value: float, title: str) -> Markup:
     """A score from 0 to 10 as a filled bar."""
-    rect = Markup('<rect class="{}" width="{:.1f}" height="6" rx="3"/>')
+    rect = Markup('<rect class="{}" width="{:.1f}" height="6"/>')
     filled = min(max(value, 0.0), 10.0) * 10
     return svg(100, 6, title, [rect.format("trough", 100), rect.format("fill", filled)], "meter")
 
 
 def curves(series: dict[str, Points], title: str) -> Markup:
-    """Lines over training steps; many steps are averaged down, and a moving mean lies over the noise."""
+    """One or two lines over training steps: many are averaged down, a moving mean lies over the noise."""
     width, height, left, right, top, base = 340.0, 190.0, 50.0, 8.0, 10.0, 162.0
     xs = [x for points in series.values() for x, _ in points]
     ys = [y for points in series.values() for _, y in points]
@@ -114,16 +129,14 @@ def curves(series: dict[str, Points], title: str) -> Markup:
         _text((left + width - right) / 2, base + 18, "step"),
         _text(width - right, base + 18, f"{last:,.0f}", "end"),
     ]
-    for place_in, (name, points) in enumerate(series.items()):
-        hue = ("chosen", "rejected")[place_in % 2]
-        points = _thin(points)
-        smooth = _smooth(points)
-        parts.append(_path(place(points), f"line {hue}{' faint' if smooth else ''}"))
+    for hue, points in zip(("chosen", "rejected"), series.values(), strict=False):
+        raw = _thin(points)
+        smooth = _smooth(raw)
+        parts.append(_path(place(raw), f"line {hue}{' faint' if smooth else ''}"))
         parts += [_path(place(smooth), f"line {hue}")] if smooth else []
-        if len(points) == 1:
-            x, y = place(points)[0]
-            parts.append(Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(hue, x, y))
-        parts += [_text(x, y, name) for x, y in ()]
+        if len(raw) == 1:
+            dot = Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3"/>')
+            parts.append(dot.format(hue, *place(raw)[0]))
     ends = ", ".join(f"{name} {points[0][1]:.3g} to {points[-1][1]:.3g}" for name, points in series.items())
     return svg(width, height, f"{title}: {ends}", parts)
 

@@ -65,11 +65,6 @@ class Padded:
     def sequences(self) -> int:
         return self.ids.shape[0]
 
-    @property
-    def tokens(self) -> int:
-        """Tokens computed, padding included."""
-        return self.ids.numel()
-
     def to(self, device: torch.device | str) -> "Padded":
         return Padded(self.ids.to(device), self.targets.to(device))
 

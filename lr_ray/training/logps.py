@@ -46,8 +46,8 @@ class Policy(nn.Module):
 
 def decode(model: nn.Module, **inputs: Any) -> torch.Tensor:
     """Last hidden states [sequences, width, hidden] of the model's decoder."""
-    decoder: Any = model.get_decoder()  # ty: ignore
-    return decoder(use_cache=False, **inputs).last_hidden_state
+    causal: Any = model
+    return causal.get_decoder()(use_cache=False, **inputs).last_hidden_state
 
 
 def head_logps(model: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -63,7 +63,8 @@ def head_logps(model: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> 
 
 
 def _head(model: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    logits = model.get_output_embeddings()(hidden)  # ty: ignore
+    causal: Any = model
+    logits = causal.get_output_embeddings()(hidden)
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
     return -functional.cross_entropy(logits, labels, reduction="none")

@@ -23,7 +23,9 @@ def sequence_means(values: torch.Tensor, owner: torch.Tensor, sequences: int) ->
     return sequence_sums(values, owner, sequences) / counts
 
 
-def sft_loss(logps: torch.Tensor, owner: torch.Tensor, sequences: int, totals: Totals) -> tuple[torch.Tensor, Stats]:
+def sft_loss(
+    logps: torch.Tensor, owner: torch.Tensor, sequences: int, totals: Totals
+) -> tuple[torch.Tensor, Stats]:
     """Cross-entropy in which every sequence weighs the same: a token weighs 1 / its sequence's targets."""
     loss = -sequence_means(logps, owner, sequences).sum() / totals.examples
     tokens = -logps.detach().sum() / totals.tokens

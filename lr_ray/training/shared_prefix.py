@@ -8,8 +8,7 @@ that gradient checkpointing and the model's own code stay as they are; a KV cach
 transformers drops it silently under gradient checkpointing.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -48,10 +47,6 @@ class Stream:
     def sequences(self) -> int:
         return 2 * len(self.spans)
 
-    @property
-    def tokens(self) -> int:
-        return self.ids.numel()
-
     def to(self, device: torch.device | str) -> "Stream":
         moved = (t.to(device) for t in (self.ids, self.positions, self.sources, self.labels))
         ids, positions, sources, labels = moved
@@ -77,7 +72,11 @@ def stream(pairs: Sequence[PairIds]) -> Stream:
             positions += range(prompt, prompt + len(answer))
             labels += answer
     return Stream(
-        torch.tensor([ids]), torch.tensor([positions]), tuple(spans), torch.tensor(sources), torch.tensor(labels)
+        torch.tensor([ids]),
+        torch.tensor([positions]),
+        tuple(spans),
+        torch.tensor(sources),
+        torch.tensor(labels),
     )
 
 
@@ -97,22 +96,12 @@ def unsupported(model: nn.Module, longest: int) -> str | None:
 
 
 def hidden_states(model: nn.Module, batch: Stream) -> torch.Tensor:
-    """Last hidden states [1, length, hidden] of the stream."""
-    decoder: Any = model.get_decoder()  # ty: ignore
-    with _attention(model):
-        return decoder(
-            input_ids=batch.ids, position_ids=batch.positions, use_cache=False, shared_prefix_spans=batch.spans
-        ).last_hidden_state
-
-
-@contextmanager
-def _attention(model: nn.Module) -> Iterator[None]:
-    config: Any = model.config
-    before = config._attn_implementation
-    if before == NAME:
-        yield
-        return
-    raise AssertionError(f"prepare() was not called: attention is {before}")
+    """Last hidden states [1, length, hidden] of the stream; `prepare` must have seen the model."""
+    causal: Any = model
+    assert causal.config._attn_implementation == NAME
+    return causal.get_decoder()(
+        input_ids=batch.ids, position_ids=batch.positions, use_cache=False, shared_prefix_spans=batch.spans
+    ).last_hidden_state
 
 
 def prepare(model: nn.Module) -> None:
@@ -120,7 +109,8 @@ def prepare(model: nn.Module) -> None:
 
     The switch is for good: under gradient checkpointing the attention runs again in the backward pass.
     """
-    model.set_attn_implementation(NAME)  # ty: ignore
+    causal: Any = model
+    causal.set_attn_implementation(NAME)
 
 
 def _attend(

@@ -162,7 +162,9 @@ def _metrics(store: Store) -> tuple[list[dict[str, Any]], int]:
 
 
 def _pairs(store: Store, found: Gathered) -> Iterator[dict[str, Any]]:
-    columns = [name for side in GROUPS[1:] for name in (side, f"score_{side}", f"scores_{side}", f"index_{side}")]
+    columns = [
+        name for side in GROUPS[1:] for name in (side, f"score_{side}", f"scores_{side}", f"index_{side}")
+    ]
     for row in store.rows("pairs", ["prompt_id", *columns]):
         found.pairs += 1
         for side in GROUPS[1:]:
@@ -189,7 +191,13 @@ def _judged(store: Store, found: Gathered) -> Iterator[dict[str, Any]]:
         yield {"prompt_id": row["prompt_id"]}
 
 
+def octave(length: float) -> float:
+    """Where a length in characters lies on eleven bins that double: 0 up to 32, 10 from 16,384 on."""
+    return min(max(math.log2(max(length, 1.0)) - 4, 0.0), 10.0)
+
+
 def _length(spread: Spread, text: str) -> None:
+    spread.bins[int(octave(len(text)))] += 1
     spread.count += 1
     spread.total += len(text)
 

@@ -1,0 +1,179 @@
+"""The report in words: verdict, headline figures, and how a value becomes text on the page."""
+
+import math
+from typing import Any
+
+from markupsafe import Markup
+
+from lr_ray import config, meter
+from lr_ray.report.facts import Gathered
+
+VERDICTS = {
+    "full": ("✓", "supported"),
+    "partial": ("◐", "partly"),
+    "none": ("✕", "no support"),
+    None: ("?", "unscored"),
+}
+
+# Shown by their names: control characters, characters that reorder the text around them (which would let
+# an answer look like something else), lone surrogates. Marks that only set a direction stay.
+_CONTROLS = [
+    *range(9),
+    11,
+    12,
+    *range(14, 32),
+    *range(0x7F, 0xA0),
+    *range(0x202A, 0x202F),
+    *range(0x2066, 0x206A),
+]
+_VISIBLE = {code: f"⟨U+{code:04X}⟩" for code in [*_CONTROLS, *range(0xD800, 0xE000)]}
+
+
+def finalize(value: Any) -> Any:
+    """What Jinja prints for a value: None and NaN as a dash, odd characters visible; escaping comes after."""
+    if isinstance(value, Markup):
+        return value
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    return value.translate(_VISIBLE) if isinstance(value, str) else value
+
+
+def clip(text: str, head: int, tail: int = 0) -> Markup:
+    """The first `head` and last `tail` characters of `text`, escaped; what is left out is counted."""
+    text = text.strip("\n")
+    hidden = len(text) - head - tail
+    if hidden <= 0:
+        return Markup("{}").format(text.translate(_VISIBLE))
+    gap = Markup('<span class="cut">… {:,} characters not shown …</span>').format(hidden)
+    end = text[len(text) - tail :] if tail else ""
+    return Markup("{}{}{}").format(text[:head].translate(_VISIBLE), gap, end.translate(_VISIBLE))
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A figure with `digits` decimals; a dash for one that is missing."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
+
+
+def whole(value: float | None) -> str:
+    """A count, in full."""
+    return number(value, 0)
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """A difference with its sign, with a real minus."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:+,.{digits}f}".replace("-", "−")
+
+
+def percent(part: float, of: float) -> str:
+    """A share; a dash of nothing."""
+    return f"{100 * part / of:.0f}%" if of else "–"
+
+
+def verdict(found: Gathered) -> list[str]:
+    """One paragraph, as sentences, that claims no more than the intervals do."""
+    said = []
+    rows = {row["metric"]: row for row in (found.evaluation or {}).get("table", [])}
+    if "reward" in rows:
+        said.append(_reward(rows.pop("reward")))
+        told = [
+            text for text in (_movement(rows, "up"), _movement(rows, "down"), _movement(rows, "open")) if text
+        ]
+        said.append(f"{'; '.join(told)}.".capitalize() if told else "")
+    scored = found.spreads["reward"]["all"]
+    if found.prompts:
+        answers = (
+            f"{meter.number(found.prompts, 'prompt')} with {meter.number(found.candidates, 'answer')} judged"
+        )
+        mean = f", mean reward {scored.mean:.2f} of 10" if scored.mean is not None else ""
+        said.append(f"{answers}{mean}.")
+    if found.pairs:
+        gap = (found.spreads["reward"]["chosen"].mean or 0) - (found.spreads["reward"]["rejected"].mean or 0)
+        said.append(f"{meter.number(found.pairs, 'preference pair')}, {gap:.2f} points apart on average.")
+    if found.failed.total:
+        said.append(f"{meter.number(found.failed.total, 'prompt')} failed for good; the reasons stand below.")
+    return [text for text in said if text] or ["This run directory holds no results yet."]
+
+
+def _reward(row: dict[str, Any]) -> str:
+    if row["difference"] is None:
+        return "No held-out prompt has a reward both before and after training."
+    sure = _direction(row)
+    did = {"up": "rose", "down": "fell", "open": "shows no clear change"}[sure]
+    of = f"On {meter.number(row['prompts'], 'held-out prompt')} the mean reward {did}"
+    move = f"{row['before']:.2f} before, {row['after']:.2f} after: {signed(row['difference'])}"
+    if row["low"] is None or row["high"] is None:
+        return f"{of}: {move}, too few prompts for an interval."
+    return f"{of}: {move} (95% interval {signed(row['low'])} to {signed(row['high'])})."
+
+
+def _direction(row: dict[str, Any]) -> str:
+    """up or down where the interval excludes zero, else open."""
+    if row["low"] is None or row["high"] is None:
+        return "open"
+    return "up" if row["low"] > 0 else "down" if row["high"] < 0 else "open"
+
+
+def _movement(rows: dict[str, dict[str, Any]], direction: str) -> str:
+    names = [name.replace("_", " ") for name, row in rows.items() if _direction(row) == direction]
+    label = {"up": "clearly up", "down": "clearly down", "open": "not clearly moved"}[direction]
+    return f"{label}: {', '.join(names)}" if names else ""
+
+
+def tiles(found: Gathered) -> list[dict[str, str]]:
+    """The headline figures: label, value, and a line of detail."""
+    shown = []
+    for row in (found.evaluation or {}).get("table", []):
+        if row["metric"] == "reward":
+            detail = f"{number(row['before'])} → {number(row['after'])}"
+            if row["low"] is not None:
+                detail += f", 95% {signed(row['low'])} to {signed(row['high'])}"
+            value = signed(row["difference"])
+            shown.append(
+                {"label": "held-out reward", "value": value, "detail": detail, "mark": _direction(row)}
+            )
+    if found.prompts:
+        detail = f"{whole(found.candidates)} answers"
+        shown.append({"label": "prompts judged", "value": whole(found.prompts), "detail": detail, "mark": ""})
+    if found.audit or found.pairs:
+        prompts = (found.audit or {}).get("prompts", found.prompts)
+        detail = f"{percent(found.pairs, prompts)} of the prompts"
+        shown.append({"label": "preference pairs", "value": whole(found.pairs), "detail": detail, "mark": ""})
+    if found.usage["calls"]:
+        detail = f"{meter.short(found.usage['prompt_tokens'] + found.usage['completion_tokens'])} tokens"
+        value = meter.short(found.usage["calls"])
+        shown.append({"label": "judge calls", "value": value, "detail": detail, "mark": ""})
+    if found.timing:
+        detail = f"cost {meter.money(_cost(found))}" if _cost(found) is not None else "all stages"
+        value = meter.clock(sum(found.timing.values()))
+        shown.append({"label": "time", "value": value, "detail": detail, "mark": ""})
+    return shown
+
+
+def _cost(found: Gathered) -> float | None:
+    prices = found.settings.judge.prices if found.settings else config.Prices()
+    return meter.cost(found.usage, prices)
+
+
+def effort(found: Gathered) -> list[tuple[str, str, str]]:
+    """What judging took: (what, figure, per prompt)."""
+    used = found.usage
+    if not used["calls"]:
+        return []
+    cached = f" ({percent(used['cached_tokens'], used['prompt_tokens'])} from the endpoint's cache)"
+    lines = [
+        ("judge answers used", used["calls"]),
+        ("of them from the ledger, not paid again", used["reused"]),
+        ("calls repeated after a fault", used["retries"]),
+        (f"prompt tokens{cached if used['cached_tokens'] else ''}", used["prompt_tokens"]),
+        ("completion tokens", used["completion_tokens"]),
+    ]
+    table = [
+        (what, whole(count), number(count / found.prompts, 0 if count >= 100 * found.prompts else 1))
+        for what, count in lines
+    ]
+    paid = _cost(found)
+    if paid is not None:
+        table.append(("cost, in the config's currency", meter.money(paid), f"{paid / found.prompts:.4f}"))
+    return table

@@ -1,0 +1,305 @@
+import base64
+import json
+import struct
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import IncompleteRead
+from typing import Any
+
+import pytest
+
+from lr_ray import simulated, simulated_rules
+from lr_ray.judge.requests import Block, messages, render
+
+PASSAGE = "Mira keeps copper. Toben keeps salt. The old mill stands near the river."
+QUESTION = "What do Mira, Toben and Sela keep?"
+
+
+def rule(kind: str, *blocks: tuple[str, str]) -> dict[str, Any]:
+    text = messages(kind, "en", [Block(tag, content) for tag, content in blocks])[1]["content"]
+    return simulated_rules.answer(kind, text)
+
+
+def score(kind: str, answer: str, question: str = QUESTION, *extracts: str) -> int:
+    facts = [("extract", extract) for extract in extracts]
+    return rule(kind, ("question", question), *facts, ("answer", answer))["score"]
+
+
+class TestRules:
+    @pytest.mark.parametrize(
+        ("answer", "expected"),
+        [
+            ("Mira keeps copper. Toben keeps salt.", ["Mira keeps copper.", "Toben keeps salt."]),
+            ("Sure, here it is! Mira keeps copper. Shall I go on?", ["Mira keeps copper."]),
+            ("Hello. I think so. Thank you for asking.", []),
+            ("The document does not say.", []),
+            ("", []),
+            ("Version 3.7.0 added WAL.", ["Version 3.7.0 added WAL."]),
+            ("你好。米拉保管铜器。你知道吗？", ["米拉保管铜器。"]),
+        ],
+    )
+    def test_statements_are_sentences_that_assert(self, answer: str, expected: list[str]) -> None:
+        assert rule("statements", ("question", QUESTION), ("answer", answer)) == {"statements": expected}
+
+    @pytest.mark.parametrize(
+        ("statement", "verdict"),
+        [
+            ("Mira keeps copper.", "full"),
+            ("Mira keeps salt.", "none"),
+            ("Sela keeps copper.", "none"),
+            ("Mira keeps gold.", "none"),
+            ("Mira sells copper.", "none"),
+            ("The old mill, a stone building with a wooden wheel, stands near the river.", "partial"),
+            ("In 1931 the old mill near the river burned down.", "none"),
+        ],
+    )
+    def test_support_needs_names_and_values_together(self, statement: str, verdict: str) -> None:
+        assert rule("support", ("passage", PASSAGE), ("statement", statement))["verdict"] == verdict
+
+    def test_extracts_are_what_the_question_names(self) -> None:
+        document = f"{PASSAGE} Runa keeps amber."
+        found = rule("extract", ("document", document), ("question", QUESTION))
+        assert found == {"facts": ["Mira keeps copper.", "Toben keeps salt."]}
+        assert rule("extract", ("document", "Rain fell."), ("question", QUESTION)) == {"facts": []}
+
+    def test_a_short_sentence_is_about_the_one_it_names(self) -> None:
+        document = "The hills are green. Mira bakes. Runa rows. Toben sings."
+        found = rule("extract", ("document", document), ("question", "What do Mira and Toben do?"))
+        assert found == {"facts": ["Mira bakes.", "Toben sings."]}
+
+    def test_completeness_is_the_share_of_facts_told(self) -> None:
+        facts = "Mira keeps copper.\nToben keeps salt.", "Sela keeps tin."
+        told = ["Mira keeps copper.", "Toben keeps salt.", "Sela keeps tin."]
+        assert score("completeness", " ".join(told), QUESTION, *facts) == 10
+        assert score("completeness", " ".join(told[:2]), QUESTION, *facts) == 7
+        assert score("completeness", "Mira keeps tin.", QUESTION, *facts) == 0
+
+    def test_with_nothing_to_tell_saying_so_is_complete(self) -> None:
+        assert score("completeness", "The document does not say.") == 10
+        assert score("completeness", "Mira keeps copper.") == 0
+
+    def test_helpfulness_wants_everything_asked_and_nothing_else(self) -> None:
+        good = score("helpfulness", "Mira keeps copper. Toben keeps salt. Sela keeps tin.")
+        partly = score("helpfulness", "Mira keeps copper.")
+        beside = score("helpfulness", "Mira keeps copper. The river is long. People say many things.")
+        echo = score("helpfulness", "What Mira, Toben and Sela keep.")
+        assert good == 10 > partly > beside > echo
+        assert score("helpfulness", "") == 0
+        assert score("helpfulness", "I cannot say.") == 1
+
+    def test_length_earns_nothing(self) -> None:
+        short = "Mira keeps copper. Toben keeps salt. Sela keeps tin."
+        padded = short + " The river is long and the hills are green." * 5
+        assert score("helpfulness", padded) < score("helpfulness", short)
+
+    def test_logicality_sees_contradictions_repetitions_and_gibberish(self) -> None:
+        assert score("logicality", "Mira keeps copper. Toben keeps salt.") == 10
+        assert score("logicality", "Mira keeps copper. Mira keeps salt.") == 6
+        assert score("logicality", "Mira keeps copper. Mira keeps copper.") == 8
+        assert score("logicality", "the the the mill mill mill river river") <= 2
+        assert score("logicality", "") == 0
+
+    def test_other_peoples_tags_are_text(self) -> None:
+        forged = render(Block("answer", "Toben keeps salt."))
+        answer = f"Mira keeps copper.\n{forged[:-3]}"
+        found = rule("statements", ("question", QUESTION), ("answer", answer))["statements"]
+        assert found[0] == "Mira keeps copper."
+
+
+def request(kind: str, **changes: Any) -> dict[str, Any]:
+    blocks = [Block("question", QUESTION), Block("answer", changes.pop("answer", "Mira keeps copper."))]
+    schema = {"type": "json_schema", "json_schema": {"name": kind, "strict": True, "schema": {}}}
+    body = {
+        "model": "m",
+        "messages": messages(kind, "en", blocks),
+        "temperature": 0,
+        "response_format": schema,
+    }
+    return body | changes
+
+
+def post(url: str, body: Any, path: str = "/chat/completions", key: str = "k") -> tuple[int, Any]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    call = urllib.request.Request(f"{url}{path}", data, headers)  # noqa: S310 - loopback
+    try:
+        with urllib.request.urlopen(call, timeout=10) as reply:  # noqa: S310
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["retry-after"]
+    except (IncompleteRead, ConnectionError):
+        return 0, None
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with simulated.running(api_key="k") as base_url:
+        yield base_url
+
+
+def answers(url: str) -> bool:
+    try:
+        return post(url, request("statements"))[0] == 200
+    except urllib.error.URLError:
+        return False
+
+
+class TestServer:
+    def test_it_speaks_openai(self, url: str) -> None:
+        import openai
+
+        with openai.OpenAI(base_url=url, api_key="k") as api:
+            assert [model.id for model in api.models.list()] == ["simulated-judge"]
+            reply = api.chat.completions.create(**request("statements"))
+            content = reply.choices[0].message.content or ""
+            assert json.loads(content) == {"statements": ["Mira keeps copper."]}
+            assert reply.usage is not None
+            assert reply.usage.prompt_tokens > 100
+            vectors = api.embeddings.create(model="m", input=["copper and salt", "salt, copper", "rain"]).data
+            one, two, other = (vector.embedding for vector in vectors)
+            assert sum(a * b for a, b in zip(one, two, strict=True)) > 0.99
+            assert sum(a * b for a, b in zip(one, other, strict=True)) < 0.5
+
+    def test_embeddings_come_as_numbers_or_base64(self, url: str) -> None:
+        numbers = post(url, {"model": "m", "input": "salt"}, "/embeddings")[1]["data"][0]["embedding"]
+        packed = post(url, {"model": "m", "input": "salt", "encoding_format": "base64"}, "/embeddings")[1]
+        data = base64.b64decode(packed["data"][0]["embedding"])
+        assert list(struct.unpack(f"{len(data) // 4}f", data)) == pytest.approx(numbers)
+
+    def test_a_wrong_key_and_nonsense_are_refused(self, url: str) -> None:
+        assert post(url, request("statements"), key="wrong")[0] == 401
+        assert post(url, b"{")[0] == 400
+        assert post(url, {"model": "m"})[0] == 400
+        unknown = request("statements") | {"response_format": {"json_schema": {"name": "poetry"}}}
+        assert post(url, unknown)[0] == 400
+        assert post(url, {}, "/nothing")[0] == 404
+
+    @pytest.mark.parametrize("kind", list(simulated_rules.KINDS))
+    def test_without_json_schema_the_prompt_says_what_is_asked(self, url: str, kind: str) -> None:
+        from lr_ray.judge.answers import SCHEMAS
+        from lr_ray.llm.calls import _with_schema
+
+        blocks = [Block("question", QUESTION)]
+        if kind == "completeness":
+            blocks.append(Block("extract", "Mira keeps copper.", 0.5))
+        asked = messages(kind, "en", [*blocks, Block("answer", "Mira keeps copper.")])
+        body = {"model": "m", "temperature": 0, "messages": _with_schema(asked, SCHEMAS[kind])}
+        status, reply = post(url, body)
+        assert status == 200
+        content = json.loads(reply["choices"][0]["message"]["content"])
+        assert content == simulated_rules.answer(kind, asked[1]["content"])
+
+    def test_samples_vary_a_little_and_are_repeatable(self, url: str) -> None:
+        def sample(i: int, temperature: float) -> int:
+            answer = "Mira keeps copper. " + "The river is long. " * (i % 3) + f"Sign {i} hangs near Toben."
+            body = request("helpfulness", temperature=temperature, answer=answer)
+            return json.loads(post(url, body)[1]["choices"][0]["message"]["content"])["score"]
+
+        cold = [sample(i, 0) for i in range(30)]
+        warm = [sample(i, 0.95) for i in range(30)]
+        assert warm == [sample(i, 0.95) for i in range(30)]
+        assert {abs(a - b) for a, b in zip(cold, warm, strict=True)} == {0, 1}
+
+    def test_repeated_prefixes_are_cached(self, url: str) -> None:
+        first = post(url, request("logicality", answer="x" * 5000))[1]["usage"]
+        second = post(url, request("logicality", answer="x" * 5000))[1]["usage"]
+        assert first["prompt_tokens_details"]["cached_tokens"] < first["prompt_tokens"] / 2
+        assert second["prompt_tokens_details"]["cached_tokens"] > 0.8 * second["prompt_tokens"]
+
+
+def test_a_rate_limit_refuses_what_is_over_it_and_says_how_long() -> None:
+    with simulated.running(requests_per_minute=600) as url:
+        results = [post(url, request("statements")) for _ in range(40)]
+        refused = [float(wait) for status, wait in results if status == 429]
+        assert refused
+        assert all(0 < wait <= 0.1 for wait in refused)
+        time.sleep(0.15)
+        assert post(url, request("statements"))[0] == 200
+
+
+def kinds_of_faults(url: str, count: int) -> list[str]:
+    def kind(i: int) -> str:
+        status, reply = post(url, request("statements", answer=f"Mira keeps copper {i}."))
+        if status != 200:
+            return {0: "hangup", 429: "throttled", 500: "error"}[status]
+        choice = reply["choices"][0]
+        if choice["message"]["refusal"]:
+            return "refusal"
+        if choice["finish_reason"] != "stop":
+            return {"length": "truncated"}.get(choice["finish_reason"], choice["finish_reason"])
+        try:
+            json.loads(choice["message"]["content"])
+        except ValueError:
+            return "invalid"
+        return "fine"
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(kind, range(count)))
+
+
+def test_faults_come_in_every_kind_as_often_as_asked_and_the_same_every_time() -> None:
+    with simulated.running(faults=0.3) as url:
+        first = kinds_of_faults(url, 300)
+    with simulated.running(faults=0.3) as url:
+        again = kinds_of_faults(url, 300)
+    assert first == again
+    counts = Counter(first)
+    assert set(counts) == {*simulated.FAULTS, "fine"}
+    assert 60 <= 300 - counts["fine"] <= 120
+
+
+def test_latency_is_added_without_holding_up_others() -> None:
+    with simulated.running(latency=0.3) as url:
+        began = time.monotonic()
+        with ThreadPoolExecutor(10) as pool:
+            list(pool.map(lambda _: post(url, request("statements")), range(10)))
+        assert 0.3 <= time.monotonic() - began < 1.5
+
+
+def test_the_judge_starts_alone_and_ends_with_its_block() -> None:
+    imports = "import sys, lr_ray.simulated; print([m for m in sys.modules if m.startswith('lr_ray.')])"
+    found = subprocess.run([sys.executable, "-c", imports], capture_output=True, text=True, check=True).stdout
+    assert sorted(json.loads(found.replace("'", '"'))) == ["lr_ray.simulated", "lr_ray.simulated_rules"]
+    with simulated.running() as url:
+        assert post(url, request("statements"))[0] == 200
+    with pytest.raises(urllib.error.URLError):
+        post(url, request("statements"))
+
+
+def test_it_ends_when_its_parent_is_killed() -> None:
+    code = """if True:
+        import time
+        from lr_ray import simulated
+        with simulated.running() as url:
+            print(url, flush=True)
+            time.sleep(60)
+    """
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        url = parent.stdout.readline().strip()
+        assert post(url, request("statements"))[0] == 200
+        parent.kill()
+    for _ in range(200):
+        time.sleep(0.05)
+        if not answers(url):
+            return
+    pytest.fail("it still answers ten seconds later")
+
+
+def test_a_port_in_use_is_one_sentence(url: str) -> None:
+    port = int(url.split(":")[2].split("/", maxsplit=1)[0])
+    with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
+        simulated.serve(port)
+
+
+def test_the_port_can_be_chosen() -> None:
+    with simulated.running() as url:
+        port = int(url.split(":")[2].split("/")[0])
+    with simulated.running(port=port) as again:
+        assert again == url

@@ -1,0 +1,239 @@
+"""The distributed training: what it computes does not depend on how it is cut, killed or sharded."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import tiny_model
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lr_ray.config import Config
+from lr_ray.rows import PAIRS
+from lr_ray.store import Store
+from lr_ray.training import launch
+
+pytestmark = pytest.mark.slow
+HERE = Path(__file__).parent
+PAIRS_MADE = 24
+SGD = {
+    "optimizer": {"type": "SGD", "params": {"lr": 1.0}},
+    "zero_allow_untested_optimizer": True,
+    "zero_optimization": {"stage": 1},
+}
+Metrics = list[dict[str, float]]
+
+
+def make_pairs(store: Store, count: int = PAIRS_MADE) -> None:
+    rng = random.Random(7)
+    scores = dict.fromkeys(("helpfulness", "logicality", "faithfulness", "completeness"), 1.0)
+    rows: list[dict[str, Any]] = []
+    for number in range(count):
+        words = " ".join(rng.choice(["red", "blue", "green"]) for _ in range(rng.randint(3, 30)))
+        rows.append(
+            {
+                "prompt_id": str(number),
+                "prompt": [{"role": "user", "content": words}],
+                "chosen": [{"role": "assistant", "content": f"yes {words[: rng.randint(1, 20)]}"}],
+                "rejected": [{"role": "assistant", "content": "no " * rng.randint(1, 9)}],
+                **{"score_chosen": 9.0, "score_rejected": 1.0, "index_chosen": 0, "index_rejected": 1},
+                **{"scores_chosen": scores, "scores_rejected": scores},
+            }
+        )
+    half = count // 2
+    store.write_rows("pairs", rows[:half], PAIRS)
+    store.write_rows("pairs", rows[half:], PAIRS)
+
+
+def zero_stage(stage: int) -> dict[str, Any]:
+    return {"zero_optimization": {"stage": stage}}
+
+
+class Runs:
+    """Run directories by name, all started from one random model."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = tiny_model.save(folder / "start")
+
+    def config(self, name: str, **training: Any) -> dict[str, Any]:
+        run = self.folder / name
+        if not run.exists():
+            make_pairs(Store(str(run)))
+        return {"run_dir": str(run), "sampling": {"model": self.model}, "training": training}
+
+    def metrics(self, name: str) -> Metrics:
+        lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def result(self, name: str) -> dict[str, Any]:
+        return json.loads((self.folder / name / "result.json").read_text())
+
+    def weights(self, name: str) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / name / "model" / "model.safetensors")
+
+    def work(self, jobs: list[dict[str, Any]], world: int) -> None:
+        path = self.folder / f"jobs{world}.json"
+        path.write_text(json.dumps(jobs))
+        script = [sys.executable, str(HERE / "training_ranks.py"), str(path)]
+        ranks = [subprocess.Popen([*script, str(rank), str(world)], cwd=HERE.parent) for rank in range(world)]
+        assert [rank.wait(timeout=300) for rank in ranks] == [0] * world
+
+
+def same(one: Metrics, other: Metrics) -> bool:
+    def plain(lines: Metrics) -> Metrics:
+        return [{name: value for name, value in line.items() if name != "step_time"} for line in lines]
+
+    return plain(one) == plain(other)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    made = Runs(tmp_path_factory.mktemp("training"))
+    gradient = {"batch_size": 8, "max_steps": 1, "learning_rate": 1.0, "max_grad_norm": 1e9, "deepspeed": SGD}
+    learn = {"batch_size": 8, "micro_batch_size": 2, "learning_rate": 3e-3, "max_steps": 12}
+    sft = made.folder / "sft.jsonl"
+    turn = {"role": "user", "content": "red blue"}, {"role": "assistant", "content": "green"}
+    sft.write_text("".join(json.dumps({"messages": turn}) + "\n" for _ in range(8)))
+    long = made.folder / "long.jsonl"
+    too_long = {"role": "user", "content": "red " * 200}, {"role": "assistant", "content": "green"}
+    long.write_text("".join(json.dumps({"messages": m}) + "\n" for m in [turn] * 5 + [too_long] * 3))
+    bad = made.folder / "bad.jsonl"
+    empty = {"role": "user", "content": "red"}, {"role": "assistant", "content": " "}
+    bad.write_text("".join(json.dumps({"messages": m}) + "\n" for m in (turn, empty, turn, turn)))
+    one = [
+        {"config": made.config("one", **gradient, micro_batch_size=1)},
+        {"config": made.config("sft", **learn, method="sft", data=[str(sft)], max_failures=0)},
+    ]
+    two_workers = {"num_workers": 2}
+    resumed = made.config("resumed", **learn, **two_workers, checkpoint_steps=5)
+    two = [
+        {"config": made.config("two", **gradient, **two_workers, micro_batch_size=4)},
+        {"config": made.config("two-accumulated", **gradient, **two_workers, micro_batch_size=2)},
+        {"config": made.config("undisturbed", **learn, **two_workers, checkpoint_steps=5)},
+        {"config": resumed, "die_at": 8},
+        {"config": resumed},
+        {"config": made.config("long", **learn, **two_workers, method="sft", data=[str(long)])},
+        {"config": made.config("bad", **learn, **two_workers, method="sft", data=[str(bad)])},
+        {"config": made.config("hot", **{**learn, "learning_rate": 1e30, "warmup_ratio": 0}, **two_workers)},
+        *(
+            {"config": made.config(f"zero{stage}", **learn, **two_workers, deepspeed=zero_stage(stage))}
+            for stage in (0, 3)
+        ),
+    ]
+    made.work(one, 1)
+    made.work(two, 2)
+    return made
+
+
+def test_loss_and_gradient_do_not_depend_on_workers_and_accumulation(runs: Runs) -> None:
+    start = load_file(Path(runs.model) / "model.safetensors")
+    expected = runs.metrics("one")[0]
+    gradients = {name: start[name] - tensor for name, tensor in runs.weights("one").items()}
+    assert max(tensor.abs().max().item() for tensor in gradients.values()) > 1e-3
+    for name in ("two", "two-accumulated"):
+        found = runs.metrics(name)[0]
+        for metric in ("loss", "nll_loss", "grad_norm", "logps/chosen", "rewards/accuracies"):
+            assert found[metric] == pytest.approx(expected[metric], rel=1e-6, abs=1e-6)
+        for weight, tensor in runs.weights(name).items():
+            torch.testing.assert_close(start[weight] - tensor, gradients[weight], rtol=1e-4, atol=1e-6)
+
+
+def test_dpo_lowers_the_loss_and_raises_the_margins(runs: Runs) -> None:
+    lines = runs.metrics("undisturbed")
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    # The policy starts as the reference.
+    assert lines[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.2
+    assert lines[-1]["rewards/margins"] > 1
+    assert lines[-1]["rewards/accuracies"] == 1
+    assert lines[0]["loss"] == pytest.approx(0.6931 + 0.1 * lines[0]["nll_loss"], abs=1e-3)
+    counts = {"steps": 12, "rows": PAIRS_MADE, "rows_left_out": 0}
+    assert runs.result("undisturbed") == {**counts, "scored": PAIRS_MADE / 2}
+
+
+def test_a_resumed_run_equals_an_undisturbed_one_to_the_digit(runs: Runs) -> None:
+    assert same(runs.metrics("resumed"), runs.metrics("undisturbed"))
+    assert runs.result("resumed")["scored"] == 0, "the reference was computed again"
+    other = runs.weights("undisturbed")
+    assert all(torch.equal(tensor, other[name]) for name, tensor in runs.weights("resumed").items())
+    tags = sorted(path.name for path in (runs.folder / "undisturbed" / "checkpoints").glob("step-*"))
+    assert tags == ["step-00000005", "step-00000010"]
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_every_zero_stage_computes_the_same(runs: Runs, stage: int) -> None:
+    for one, other in zip(runs.metrics(f"zero{stage}"), runs.metrics("undisturbed"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+    others = runs.weights("undisturbed")
+    found = runs.weights(f"zero{stage}")
+    assert found.keys() == others.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, others[name], rtol=0, atol=1e-3)
+
+
+def test_sft_learns_and_exports_a_folder_that_generates(runs: Runs) -> None:
+    lines = runs.metrics("sft")
+    assert lines[-1]["loss"] < lines[0]["loss"] / 2
+    folder = runs.folder / "sft" / "model"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template == tiny_model.TEMPLATE
+    assert model.generation_config.eos_token_id == 257
+    assert model.config._attn_implementation == "sdpa"
+    assert model.config.dtype == torch.float32
+    assert not (runs.folder / "sft" / "model.tmp").exists()
+
+
+def test_rows_over_the_window_are_counted(runs: Runs) -> None:
+    assert runs.result("long") == {"steps": 12, "rows": 5, "rows_left_out": 3, "scored": 0}
+    assert runs.metrics("long")[0]["rows_left_out"] == 3
+
+
+def test_mistakes_come_back_as_a_sentence_from_every_rank(runs: Runs) -> None:
+    assert "bad.jsonl: line 2: message 1: the answer is empty" in runs.result("bad")["error"]
+    assert "training diverged" in runs.result("hot")["error"]
+    assert not (runs.folder / "hot" / "model").exists()
+
+
+def test_ray_train_survives_a_killed_worker(runs: Runs, ray_cluster: None) -> None:
+    """A worker killed after a checkpoint: the same curve as undisturbed; a second call does nothing."""
+    learn = {"batch_size": 8, "micro_batch_size": 2, "learning_rate": 3e-3, "max_steps": 60}
+    shared = {**learn, "num_workers": 2, "num_cpus": 0.5, "checkpoint_steps": 5, "max_failures": 1}
+    config = Config.model_validate(runs.config("killed", **shared))
+    store = Store(config.run_dir)
+    runs.work([{"config": runs.config("unkilled", **shared)}], 2)
+    killed: list[int] = []
+    killer = threading.Thread(target=_kill_one, args=(store, killed))
+    killer.start()
+    summary = launch.train(config, store)
+    killer.join()
+    assert killed, "no worker was killed"
+    assert summary["steps"] == 60
+    assert same(runs.metrics("killed"), runs.metrics("unkilled"))
+    assert launch.train(config, store) == {}
+
+
+def _kill_one(store: Store, killed: list[int]) -> None:
+    """Kill a Ray Train worker of ours as soon as a checkpoint is complete."""
+    for _ in range(3000):
+        if store.exists("checkpoints", "step-00000005", "complete.json"):
+            workers = [
+                process
+                for process in psutil.Process(os.getpid()).children(recursive=True)
+                if "RayTrainWorker" in " ".join(process.cmdline())
+            ]
+            os.kill(workers[0].pid, signal.SIGKILL)
+            killed.append(workers[0].pid)
+            return
+        time.sleep(0.05)

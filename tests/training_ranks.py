@@ -1,0 +1,68 @@
+"""Trainings without Ray: python training_ranks.py JOBS.json RANK WORLD, one process a rank.
+
+JOBS.json lists {"config": …, "die_at": step or null}; what `worker.loop` returns is written by rank 0
+into the run directory as result.json. `die_at` ends the process before that step, as a kill does.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+
+from torch import distributed
+
+from lr_ray.config import Config
+from lr_ray.store import Store
+from lr_ray.training import worker
+
+
+class Mortal(worker.Worker):
+    die_at = 0
+    scored = 0
+
+    def _score(self, indices: Sequence[int]) -> worker.Scores:
+        self.scored += len(indices)
+        return super()._score(indices)
+
+    def _step(self, number: int, total: int) -> dict[str, float]:
+        if number == self.die_at:
+            distributed.barrier()
+            raise InterruptedError
+        return super()._step(number, total)
+
+
+def run(job: dict[str, Any], rank: int) -> None:
+    config = Config.model_validate(job["config"])
+    result: dict[str, Any] = {}
+    mortal = Mortal(config, Store(config.run_dir))
+    try:
+        mortal.die_at = job.get("die_at") or 0
+        result = {**mortal.train(None), "scored": mortal.scored}
+    except InterruptedError:
+        result = {"died": True, "scored": mortal.scored}
+    except ValueError as error:
+        result = {"error": str(error)}
+    if rank == 0:
+        (Path(config.run_dir) / "result.json").write_text(json.dumps(result))
+
+
+def main() -> None:
+    jobs, rank, world = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    os.environ.update(WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
+    meeting = f"file://{jobs}.{world}.{jobs.stat().st_mtime_ns}"
+    distributed.init_process_group(
+        "gloo", init_method=meeting, rank=rank, world_size=world, timeout=timedelta(seconds=120)
+    )
+    for job in json.loads(jobs.read_text()):
+        run(job, rank)
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
