@@ -109,3 +109,7 @@ def guarded(command: Callable[[], Any]) -> int:
 def _said(sentence: str, code: int) -> int:
     print(f"lr-ray: {sentence}", file=sys.stderr)
     return code
+
+
+if __name__ == "__main__":
+    main()

@@ -100,9 +100,9 @@ class Run:
         if before.get("rules") == rules and before.get("prompts") == len(ids):
             say(f"pairs: {before['pairs']} pairs were made already")
             return
-        if before and self.store.exists("model"):
+        if before and self.store.exists("checkpoints"):
             raise ValueError(
-                f"{self.config.run_dir}: the model there was trained on other pairs "
+                f"{self.config.run_dir}: the model there is trained on other pairs "
                 "(the rules or the judged prompts changed); use another run_dir"
             )
         with self.timed("pairs"):
@@ -129,7 +129,7 @@ class Run:
 
         training = self.config.training
         check_model(training.model or self.config.sampling.model, "training.model or sampling.model")
-        if self.store.exists("model"):
+        if launch.done(self.store):
             say("train: the model was trained already")
             return
         if training.method == "dpo" and not training.data and not self.store.files("pairs"):
@@ -182,6 +182,10 @@ def check(config: Config, stages: tuple[str, ...]) -> None:
         inputs(config)
     if "sample" in stages and not config.data.candidates:
         check_model(config.sampling.model, "sampling.model")
+    if "train" in stages:
+        from lr_ray.training import launch
+
+        launch.check(config)
     if "evaluate" in stages and config.evaluation.prompts:
         data.scan(config.evaluation.prompts)
     if {"judge", "evaluate"} & set(stages):

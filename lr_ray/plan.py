@@ -157,8 +157,8 @@ def _training(config: Config, result: Forecast) -> None:
     )
     gigabytes = parameters * sum(parts) / 2**30
     result.notes.append(
-        f"training memory: {gigabytes:.1f} GiB a worker for {parameters / 1e9:.2f}B parameters at ZeRO-{stage} "
-        f"over {shards}, activations not counted"
+        f"training memory: {gigabytes:.1f} GiB a worker for {parameters / 1e9:.2f}B parameters "
+        f"at ZeRO-{stage} over {shards}, activations not counted"
     )
 
 

@@ -1,0 +1,1 @@
+"""The demo: a synthetic task, the tiny policy shipped with it, and the loop over both."""
