@@ -69,6 +69,11 @@ class Run:
             times[stage] = round(times.get(stage, 0.0) + time.monotonic() - began, 1)
             self.store.write(json.dumps(times).encode(), "timing.json")
 
+    @property
+    def nothing_left(self) -> bool:
+        """No prompt came through sampling or judging."""
+        return not (self.store.files("sampled") or self.store.files("judged"))
+
     def sample(self) -> None:
         """Candidates for every prompt, without judging."""
         self._roll("sampling", judge=False)
@@ -239,4 +244,7 @@ def execute(config: Config, stages: tuple[str, ...]) -> int:
         steps += [getattr(run, stage) for stage in stages]
         for step in steps:
             step()
+            if run.failed and run.nothing_left:
+                say("every prompt failed, so nothing is left for the later stages")
+                break
         return run.failed
