@@ -61,7 +61,11 @@ def main() -> None:
     )
     for job in json.loads(jobs.read_text()):
         run(job, rank)
-    distributed.destroy_process_group()
+    distributed.barrier()
+    # All is written and both ranks are here. DeepSpeed leaves process groups behind whose gloo threads can
+    # abort the interpreter at its end ("terminate called without an active exception").
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
