@@ -15,7 +15,7 @@ $(STAMP): requirements/cpu.txt requirements/uv.txt pyproject.toml
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
 
-demo: install  ## the whole loop on this machine, about ten minutes on 2 cores
+demo: install  ## the whole loop on this machine, about four minutes on 2 cores
 	$(BIN)/python -m jobs.demo.run
 
 test: check  ## format, lint, types, import rule, then every test
