@@ -24,7 +24,7 @@ def test_no_more_in_flight_than_the_ceiling_and_first_come_first_served() -> Non
 
 def test_a_burst_of_429s_cuts_once() -> None:
     governor = Governor(100)
-    burst = [Permit(10.0) for _ in range(50)]
+    burst = [Permit(governor, 10.0) for _ in range(50)]
     for permit in burst:
         governor.throttled(permit, None)
     assert governor.limit == 75
@@ -45,7 +45,7 @@ def test_a_429_after_the_cut_cuts_again_but_never_below_one() -> None:
 def test_successes_raise_the_limit_up_to_the_ceiling() -> None:
     async def work() -> None:
         governor = Governor(8)
-        governor.throttled(Permit(1.0), None)
+        governor.throttled(Permit(governor, 1.0), None)
         assert governor.limit == 6
         for _ in range(24):
             governor.succeeded()
@@ -62,7 +62,7 @@ def test_successes_raise_the_limit_up_to_the_ceiling() -> None:
 def test_retry_after_pauses_everybody() -> None:
     async def work() -> float:
         governor, loop = Governor(4), asyncio.get_running_loop()
-        governor.throttled(Permit(loop.time()), 0.3)
+        governor.throttled(Permit(governor, loop.time()), 0.3)
         began = loop.time()
 
         async def call() -> None:

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from lr_ray.config import Judge
 from lr_ray.llm.client import Client, Count, Unanswerable
+from lr_ray.llm.governor import Order
 from lr_ray.llm.ledger import Ledger
 from lr_ray.llm.replies import Bad, read, slim
 from lr_ray.rows import Message, Usage
@@ -44,7 +45,7 @@ class Call(Generic[A]):
     """One unit of judging: what is asked, and what an answer must be.
 
     `name` is the kind of call and of its schema; `candidate` (none: shared by all) and `index` only
-    identify the unit in the header X-Lr-Unit.
+    identify the unit in the header X-Lr-Unit. Of calls that wait, the smallest `order` goes first.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Call(Generic[A]):
     answer: type[A]
     candidate: int | None = None
     index: int = 0
+    order: Order = ()
 
 
 class Calls:
@@ -117,7 +119,7 @@ class Calls:
             temperature = NEW_SAMPLE_TEMPERATURE if attempt > cut else 0.0
             body = self._body(call, temperature, room * MORE_ROOM if cut else room)
             try:
-                reply = await self._reply(self._client, "/chat/completions", body, attempt, unit)
+                reply = await self._reply(self._client, "/chat/completions", body, attempt, unit, call.order)
                 return read(reply, call.answer)
             except Unanswerable as error:
                 raise Unusable(str(error)) from error
@@ -149,13 +151,15 @@ class Calls:
         # A parameter set to null is left out, as `temperature` for endpoints that refuse it.
         return orjson.dumps({k: v for k, v in body.items() if v is not None} | {"messages": messages})
 
-    async def _reply(self, client: Client, path: str, body: bytes, attempt: int, unit: str) -> dict[str, Any]:
+    async def _reply(
+        self, client: Client, path: str, body: bytes, attempt: int, unit: str, order: Order = ()
+    ) -> dict[str, Any]:
         """The reply to `body`, from the ledger or, once it is in the ledger, from the endpoint."""
         key = hashlib.sha256(b"%s\0%d\0%s" % (path.encode(), attempt, body)).hexdigest()
         reply = self._recorded.get(key)
         reused = reply is not None
         if reply is None:
-            reply = slim(await client.post(path, body, unit, self._count))
+            reply = slim(await client.post(path, body, unit, self._count, order=order))
             record = {"prompt_id": self._prompt_id, "key": key, "unit": unit, "reply": reply}
             await self._ledger.append(record)  # pyrefly: ignore
             for name in ("prompt_tokens", "cached_tokens", "completion_tokens"):

@@ -21,7 +21,7 @@ import orjson
 
 from lr_ray.config import Config, Judge
 from lr_ray.config import api_key as configured_key
-from lr_ray.llm.governor import Governor
+from lr_ray.llm.governor import Governor, Order
 
 Count = Callable[[str, int], None]
 
@@ -79,10 +79,13 @@ class Client:
     async def close(self) -> None:
         await self._api.close()
 
-    async def post(self, path: str, body: bytes, unit: str, count: Count) -> dict[str, Any]:
+    async def post(
+        self, path: str, body: bytes, unit: str, count: Count, *, tokens: int = 0, order: Order = ()
+    ) -> dict[str, Any]:
         """The JSON reply to `body`, which is serialised already and sent as it is in every try.
 
-        `count` hears of calls_started, calls_finished and retries.
+        `count` hears of calls_started, calls_finished and retries; `tokens` and `order` are for the
+        governor (`Governor.permit`).
 
         Raises:
             EndpointRefused, GaveUp, Unanswerable: see the module.
@@ -90,7 +93,7 @@ class Client:
         tries = {True: 0, False: 0}
         while True:
             try:
-                return await self._governed(path, body, unit, count)
+                return await self._governed(path, body, unit, count, tokens, order)
             except _Again as failure:
                 tries[failure.throttled] += 1
                 if tries[failure.throttled] >= (THROTTLED_TRIES if failure.throttled else BROKEN_TRIES):
@@ -101,8 +104,10 @@ class Client:
             backoff = random.uniform(0, min(LONGEST_BACKOFF, BACKOFF * 2.0 ** (sum(tries.values()) - 1)))
             await asyncio.sleep(backoff if wait is None else wait + backoff)
 
-    async def _governed(self, path: str, body: bytes, unit: str, count: Count) -> dict[str, Any]:
-        async with self.governor.permit() as permit:
+    async def _governed(
+        self, path: str, body: bytes, unit: str, count: Count, tokens: int, order: Order
+    ) -> dict[str, Any]:
+        async with self.governor.permit(tokens, order) as permit:
             if self._refused is not None:
                 raise self._refused
             count("calls_started", 1)
@@ -110,14 +115,16 @@ class Client:
                 reply = await self._once(path, body, unit)
             except _Again as failure:
                 if failure.throttled:
-                    self.governor.throttled(permit, failure.wait)
+                    permit.throttled(failure.wait)
+                else:
+                    permit.broke(str(failure))
                 raise
             except EndpointRefused as error:
                 self._refused = error
                 raise
             finally:
                 count("calls_finished", 1)
-            self.governor.succeeded()
+            permit.succeeded()
             return reply
 
     async def _once(self, path: str, body: bytes, unit: str) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """How many calls may be in flight: additive increase, multiplicative decrease, one cut a burst."""
 
 import asyncio
+import heapq
+import itertools
 import time
-from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -11,17 +12,38 @@ CUT = 0.75  # of the limit remains after a 429
 SUCCESSES_A_STEP = 25  # successes that raise the limit by one
 
 
+Order = tuple[int, ...]  # calls that wait are let through in this order, smallest first
+
+NO_HEADERS: Mapping[str, str] = {}
+
+
 @dataclass(frozen=True)
 class Permit:
-    """Leave for one call. `granted_at` is monotonic seconds."""
+    """Leave for one try of a call, at base URL number `replica`. `granted_at` is monotonic seconds.
 
+    Whoever holds it says how the try ended, with the response's headers where there was a response.
+    """
+
+    governor: "Governor"
     granted_at: float
+    replica: int = 0
+
+    def succeeded(self, tokens: int = 0, headers: Mapping[str, str] = NO_HEADERS) -> None:
+        """The call was answered and used `tokens`, prompt and completion together."""
+        self.governor.succeeded()
+
+    def throttled(self, retry_after: float | None, headers: Mapping[str, str] = NO_HEADERS) -> None:
+        """The call was refused for its rate (429); `retry_after` in seconds, where the endpoint said so."""
+        self.governor.throttled(self, retry_after)
+
+    def broke(self, reason: str) -> None:
+        """A time-out, a broken connection or a 5xx: says something of the replica, not of the rate."""
 
 
 class Governor:
     """The limit of one process, at most `ceiling` calls in flight. Use it from one event loop.
 
-    Permits are granted in the order they were asked for, so that the rows begun first end first.
+    Permits are granted by `order`, then as they were asked for.
     """
 
     def __init__(self, ceiling: int) -> None:
@@ -29,16 +51,20 @@ class Governor:
         self.limit = float(ceiling)
         self.in_flight = 0
         self._ceiling = ceiling
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: list[tuple[Order, int, asyncio.Future[None]]] = []
+        self._arrivals = itertools.count()
         self._cut_at = float("-inf")
         self._paused_until = float("-inf")
         self._successes = 0
 
     @asynccontextmanager
-    async def permit(self) -> AsyncIterator[Permit]:
-        """Wait for leave to make one call; it is given back at the end of the block."""
-        leave = asyncio.get_running_loop().create_future()
-        self._waiting.append(leave)
+    async def permit(self, tokens: int = 0, order: Order = ()) -> AsyncIterator[Permit]:
+        """Wait for leave to make one call; it is given back at the end of the block.
+
+        `tokens` is about what the call will use, prompt and completion together.
+        """
+        leave: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (order, next(self._arrivals), leave))
         self._grant()
         try:
             await leave
@@ -48,7 +74,7 @@ class Governor:
                 self._give_back()
             raise
         try:
-            yield Permit(time.monotonic())
+            yield Permit(self, time.monotonic())
         finally:
             self._give_back()
 
@@ -83,7 +109,7 @@ class Governor:
                 asyncio.get_running_loop().call_later(pause, self._grant)
             return
         while self._waiting and self.in_flight < int(self.limit):
-            leave = self._waiting.popleft()
+            leave = heapq.heappop(self._waiting)[-1]
             if not leave.done():
                 self.in_flight += 1
                 leave.set_result(None)
