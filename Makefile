@@ -34,7 +34,7 @@ format: install
 pin: install  ## rewrite requirements/ from pyproject.toml; hashes, no addresses
 	for extra in cpu gpu; do \
 	  $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	    --extra $$extra --extra dev -o requirements/$$extra.txt pyproject.toml || exit 1; \
+	    --extra $$extra --extra dev --extra bench -o requirements/$$extra.txt pyproject.toml || exit 1; \
 	done
 	echo 'uv==0.13.9' | $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes \
 	  --no-header --no-annotate -o requirements/uv.txt -
