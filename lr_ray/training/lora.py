@@ -1,0 +1,72 @@
+"""LoRA (arXiv 2106.09685) through peft: on before training, off for the reference, out as two folders.
+
+`adapter/` holds the adapter as peft saves it, `model/` the model with it merged in, which any server
+loads unconverted.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch import nn
+
+from lr_ray.store import Store
+from lr_ray.training import folder
+from lr_ray.training.checkpoint import publish
+
+ADAPTER = "adapter"
+_LAST = "adapter_config.json"  # written last, as folder.MARKER
+
+
+def settings(options: dict[str, Any]) -> peft.LoraConfig:
+    """peft's config from options under its own names; all linear layers where none are named.
+
+    Raises:
+        ValueError: an option peft does not know, or that it refuses.
+    """
+    given: dict[str, Any] = {"target_modules": "all-linear", "task_type": "CAUSAL_LM", **options}
+    made: Any = peft.LoraConfig
+    try:
+        return made(**given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"training.lora: {' '.join(str(error).split())}") from error
+
+
+def wrap(model: nn.Module, options: dict[str, Any]) -> Any:
+    """`model` with a fresh adapter, which alone is trained; before the first step it changes nothing.
+
+    Raises:
+        ValueError: see `settings`; or the model has none of the layers named.
+    """
+    wanted = settings(options)
+    try:
+        wrapped: Any = peft.get_peft_model(model, wanted)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"training.lora: {' '.join(str(error).split())}") from error
+    # Inputs of a checkpointed layer need a gradient when no weight below it has one.
+    wrapped.enable_input_require_grads()
+    return wrapped
+
+
+def export(start: str, options: dict[str, Any], weights: dict[str, torch.Tensor], store: Store) -> None:
+    """Write `adapter/`, then `model/`, from the adapted model's state dict, merged in float32."""
+    base = folder.load(start, torch.float32)
+    adapted = wrap(base, options)
+    adapter = {
+        name: tensor.float()
+        for name, tensor in weights.items()
+        if ".lora_" in name or ".modules_to_save." in name
+    }
+    unknown = adapted.load_state_dict(adapter, strict=False).unexpected_keys
+    assert adapter
+    assert not unknown, f"no place for {unknown[:3]}"
+    with tempfile.TemporaryDirectory(prefix="lr-ray-") as aside:
+        target = Path(store.path(f"{ADAPTER}.tmp") if store.local else f"{aside}/{ADAPTER}")
+        adapted.peft_config["default"].base_model_name_or_path = start
+        adapted.save_pretrained(target)
+        (target / "README.md").unlink(missing_ok=True)  # peft's empty card; ours lies in model/
+        publish(target, store, ADAPTER, _LAST)
+    merged = adapted.merge_and_unload()
+    folder.save(merged, merged.state_dict(), start, store)
