@@ -1,8 +1,8 @@
 """The command line: ``lr-ray VERB CONFIG.yaml [section.key=value ...]``.
 
 Exit codes: 0 done; 1 some rows failed for good (they are in `failed/`, with why); 2 bad input or config;
-3 the run stopped on an error; 130 interrupted. Each failure is one sentence; LR_RAY_TRACEBACK=1 shows
-the stack as well.
+3 the run stopped, on an error or early (budget, error rate); 130 interrupted. Each failure is one sentence;
+LR_RAY_TRACEBACK=1 shows the stack as well.
 """
 
 import os
@@ -54,6 +54,7 @@ _verb("judge", ("judge",), "Scores for candidates, sampled here or read from dat
 _verb("pairs", ("pairs",), "Best against worst of every judged prompt.")
 _verb("train", ("train",), "DPO on the pairs, or SFT on training.data.")
 _verb("evaluate", ("evaluate",), "The model before and after on held-out prompts.")
+_verb("retry-failed", ("retry_failed",), "Take up again what is in failed/, paying only for what is missing.")
 _verb("report", ("report",), "The run directory as one page, report.html.")
 
 
@@ -62,7 +63,17 @@ def _plan(config: str, overrides: tuple[str, ...]) -> int:
     from lr_ray import config as configs
     from lr_ray import plan
 
-    click.echo(plan.render(plan.forecast(configs.load(config, list(overrides)))))
+    loaded = configs.load(config, list(overrides))
+    click.echo(plan.render(plan.make(loaded), loaded))
+    return 0
+
+
+@_with_config("serve-judge", "An open-weights judge inside the Ray cluster, until interrupted.")
+def _serve_judge(config: str, overrides: tuple[str, ...]) -> int:
+    from lr_ray import config as configs
+    from lr_ray import serving
+
+    serving.serve(configs.load(config, list(overrides)))
     return 0
 
 
@@ -70,8 +81,17 @@ def _plan(config: str, overrides: tuple[str, ...]) -> int:
 @click.option("--port", default=8000, show_default=True, help="0 picks a free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Loopback unless you say otherwise.")
 @click.option("--latency", default=0.0, show_default=True, help="Seconds added to each answer.")
-@click.option("--requests-per-minute", type=int, default=None, help="More are answered with 429.")
-@click.option("--faults", default=0.0, show_default=True, help="Share of requests that fail, of all kinds.")
+@click.option("--requests-per-minute", help="More get a 429: a number, or 600@0,300@20 (value@seconds).")
+@click.option("--tokens-per-minute", help="The same for prompt and completion tokens together.")
+@click.option("--max-concurrency", help="The same for requests in flight.")
+@click.option("--headers", is_flag=True, help="Send OpenAI's x-ratelimit headers.")
+@click.option("--retry-after/--no-retry-after", default=True, show_default=True, help="Say how long to wait.")
+@click.option("--faults", default="0", show_default=True, help="Share of requests that fail, or kind=share,…")
+@click.option(
+    "--cache-blocks", default=200_000, show_default=True, help="Size of the prefix cache, in blocks."
+)
+@click.option("--cache-block", default=1024, show_default=True, help="Characters of a block.")
+@click.option("--plain", is_flag=True, help="One fixed answer, for load tests.")
 def _simulate_judge(**options: Any) -> int:
     """An OpenAI-compatible judge that answers by plain rules, for trying things without a model."""
     from lr_ray import simulated
@@ -94,6 +114,7 @@ def guarded(command: Callable[[], Any]) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _said("stopped; the same command again goes on from here", INTERRUPTED)
     except Exception as error:  # the last place where a stack becomes a sentence
+        from lr_ray.llm.spending import Stopped
         from lr_ray.runtime import root
 
         if os.environ.get("LR_RAY_TRACEBACK"):
@@ -102,6 +123,8 @@ def guarded(command: Callable[[], Any]) -> int:
         text = " ".join(str(cause).split()) or "no message"
         if isinstance(cause, ValueError):
             return _said(text, BAD_INPUT)
+        if isinstance(cause, Stopped):
+            return _said(f"stopped early: {text}", STOPPED)
         return _said(f"{type(cause).__name__}: {text}", STOPPED)
     return code if isinstance(code, int) else 0
 

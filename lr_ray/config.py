@@ -8,7 +8,7 @@ Secrets never stand in a config: only the *name* of the environment variable tha
 
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -91,6 +91,14 @@ class Retrieval(Section):
     """Where that model is served; none: judge.base_url."""
 
 
+class Repeats(Section):
+    samples: int = Field(0, ge=0, le=100)
+    """More samples of each rating (at temperature 0.95) where best and worst are close; 0: none.
+    With the first they make a mean; verdicts on statements are not repeated."""
+    margin: float = Field(0.5, ge=0, le=10)
+    """Best and worst of a prompt are close when their rewards differ by at most this."""
+
+
 class Prices(Section):
     prompt: float = Field(0.0, ge=0)
     """Money a million prompt tokens."""
@@ -103,8 +111,9 @@ class Prices(Section):
 class Judge(Section):
     model: str = ""
     """The judge's model name at the endpoint."""
-    base_url: str | None = None
-    """Any OpenAI-compatible endpoint; none: OPENAI_BASE_URL, then the openai package's default."""
+    base_url: str | Annotated[list[str], Field(min_length=1)] | None = None
+    """Any OpenAI-compatible endpoint, or a list of its replicas (one model, one key), which share the calls;
+    none: OPENAI_BASE_URL, then the openai package's default."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key."""
     actors: int = Field(1, ge=1)
@@ -114,7 +123,11 @@ class Judge(Section):
     rows_in_flight: int = Field(8, ge=1)
     """Prompts a judge actor works on at once."""
     concurrency: int = Field(64, ge=1)
-    """Calls in flight, all actors together; fewer after a 429, growing back."""
+    """Most calls in flight, all actors together. How many the endpoint takes, and how fast, is learned."""
+    requests_per_minute: float | None = Field(None, gt=0)
+    """Most requests a minute, all actors together; none: learned alone."""
+    tokens_per_minute: float | None = Field(None, gt=0)
+    """Most tokens a minute, prompts and answers, all actors together; none: learned alone."""
     timeout: float = Field(120.0, gt=0)
     """Seconds until a call is given up and tried again."""
     attempts: int = Field(5, ge=1)
@@ -129,14 +142,56 @@ class Judge(Section):
     """Tokens of a chunk that completeness takes an extract of, without overlap (paper: 4,096)."""
     tokenizer: str | None = None
     """Tokenizer folder that counts tokens for chunks; none: one token per four UTF-8 bytes."""
+    statements_per_call: int = Field(1, ge=1, le=20)
+    """Statements of an answer verified by one call (paper: 1); more costs less, and verdicts may change."""
     no_statements_score: float | None = Field(None, ge=0, le=10)
     """Faithfulness of an answer without factual statements; none: unscored."""
+    budget: float | None = Field(None, gt=0)
+    """Money for judging in the unit of `prices`, over all calls on the run directory; the run stops there."""
+    max_error_rate: float = Field(0.5, gt=0, le=1)
+    """Share of the last 200 tries, or of the last 50 prompts for one reason, that may fail before the run
+    stops; 1: never. Refusals for the rate (429) are no failures."""
     weights: Weights = Weights()
     """Weights of the dimensions in the reward (paper: equal)."""
     retrieval: Retrieval = Retrieval()
     """How a statement finds its passages."""
+    repeats: Repeats = Repeats()
+    """More samples of the ratings where one would not decide (not in the paper)."""
+    reuse: list[str] = []
+    """Other run directories whose paid answers are taken where the question is the same, as after a change
+    of weights or rules of pairs; they are only read, and what is taken is copied."""
     prices: Prices = Prices()
-    """What tokens cost, for the display, the report and `plan`."""
+    """What tokens cost, for the display, the report, `plan` and `budget`."""
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if self.budget is not None and not (
+            self.prices.prompt or self.prices.cached_prompt or self.prices.completion
+        ):
+            raise ValueError("budget needs prices: set judge.prices")
+        return self
+
+
+class Serving(Section):
+    model: str = ""
+    """Open-weights judge for `serve-judge`: a Hugging Face model folder (or name) with a chat template.
+    At the endpoint it is called judge.model; without one, by the last part of this."""
+    replicas: int = Field(1, ge=1)
+    """vLLM engines behind the endpoint."""
+    num_cpus: float = Field(1.0, ge=0)
+    """Ray CPUs a worker of an engine takes."""
+    num_gpus: float = Field(0, ge=0)
+    """GPUs a worker takes; an engine has tensor_parallel_size times pipeline_parallel_size workers."""
+    host: str = "127.0.0.1"
+    """Address to listen on; any other than the loopback needs a key in judge.api_key_env."""
+    port: int = Field(8100, ge=1, le=65535)
+    """Port; judge.base_url is then http://127.0.0.1:PORT/v1."""
+    engine: dict[str, Any] = {}
+    """vLLM engine arguments under their own names (dtype, max_model_len, tensor_parallel_size, …)."""
+    router: dict[str, Any] = {}
+    """Arguments of Ray Serve's PrefixCacheAffinityRouter under their own names."""
+    env: dict[str, str] = {}
+    """Environment of the engines, as VLLM_CPU_KVCACHE_SPACE."""
 
 
 class Pairs(Section):
@@ -148,6 +203,14 @@ class Pairs(Section):
     """Longest over shortest answer of a pair, in characters; none: no limit (not published)."""
 
 
+class Mix(Section):
+    data: Annotated[list[str], Field(min_length=1)]
+    """Short-context pairs in TRL's preference format: jsonl or parquet with prompt, chosen and rejected, as
+    text or as messages."""
+    ratio: float = Field(0.2, gt=0, lt=1)
+    """Share of them in an epoch; each epoch goes on with the next ones."""
+
+
 class Training(Section):
     method: Literal["dpo", "sft"] = "dpo"
     """Preference training on pairs, or supervised fine-tuning on `data`."""
@@ -155,8 +218,19 @@ class Training(Section):
     """Folder to start from; none: sampling.model."""
     data: list[str] = []
     """Pairs (dpo) or jsonl rows with `messages` (sft); none for dpo: the run's own pairs."""
+    mix: Mix | None = None
+    """Short-context pairs (dpo) learned beside the long ones; none: none."""
+    bucket: int = Field(8, ge=1)
+    """Examples of neighbouring length that come together in the order; with at least num_workers x
+    micro_batch_size of them workers hardly wait for each other; 1: length does not matter."""
     beta: float = Field(0.15, gt=0)
-    """DPO's beta (paper: 0.15)."""
+    """DPO's beta (paper: 0.15); for ipo its regularisation τ."""
+    loss_type: Literal["sigmoid", "sigmoid_norm", "robust", "hinge", "ipo"] = "sigmoid"
+    """Loss of a pair under TRL's names; sigmoid_norm and ipo divide log-ratios by answer tokens."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Share of the preferences taken to be the wrong way round; for sigmoid, sigmoid_norm and robust."""
+    margin_scale: float = Field(0.0, ge=0)
+    """Offset by the rewards: chosen must lead by this times score_chosen - score_rejected; not for ipo."""
     ce_weight: float = Field(0.1, ge=0)
     """Weight of the cross-entropy on the chosen answer (paper: 0.1)."""
     ce_normalization: Literal["token", "sequence"] = "token"
@@ -185,10 +259,21 @@ class Training(Section):
     """Longest prompt plus answer in tokens; longer rows are counted and left out; none: the window."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
+    tiled_mlp: int | None = Field(None, ge=1)
+    """Rows an MLP takes at once, computed again in the backward pass; none: all. Less memory, more time."""
+    offload_activations: bool = False
+    """Keep on the host what the forward pass saves for the backward pass."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 where the hardware has it (a GPU with bf16), else fp32."""
     num_workers: int = Field(1, ge=1)
     """Ray Train workers."""
+    sequence_parallel_size: int = Field(1, ge=1)
+    """Workers that compute one batch's tokens together (Ulysses), for lengths one GPU cannot hold."""
+    lora: dict[str, Any] | None = None
+    """peft's LoraConfig by its own names, e.g. {r: 16, lora_alpha: 32}; none: all weights are trained."""
+    reference_actors: int | None = Field(None, ge=0)
+    """Actors that compute the reference's log-probs before training, each with the whole model; 0: the
+    workers do it, for what fits over several only; none: num_workers, or 0 with sequence parallelism."""
     use_gpu: bool = False
     """One GPU a worker."""
     num_cpus: float = Field(1.0, ge=0)
@@ -203,6 +288,14 @@ class Training(Section):
     """Where metrics go besides metrics.jsonl."""
     seed: int = 0
     """Order of the data and everything random in training."""
+
+    @model_validator(mode="after")
+    def _loss(self) -> Self:
+        if self.label_smoothing and self.loss_type in ("hinge", "ipo"):
+            raise ValueError(f"label_smoothing has no meaning for loss_type {self.loss_type}")
+        if self.margin_scale and self.loss_type == "ipo":
+            raise ValueError("margin_scale has no meaning for loss_type ipo")
+        return self
 
 
 class Evaluation(Section):
@@ -225,6 +318,8 @@ class Config(Section):
     """The policy and how it is sampled."""
     judge: Judge = Judge()
     """The endpoint that scores, and how."""
+    serving: Serving = Serving()
+    """An open-weights judge served inside the cluster by `lr-ray serve-judge`."""
     pairs: Pairs = Pairs()
     """Which candidates make a preference pair."""
     training: Training = Training()

@@ -7,10 +7,11 @@ ids, and a task anywhere loads one row by its pointer.
 
 import fnmatch
 import functools
+import hashlib
 import io
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -48,6 +49,8 @@ class Pointer(NamedTuple):
 def scan(patterns: list[str], candidates: list[str] | None = None) -> list[Pointer]:
     """A pointer a prompt, in input order; with `candidates`, only prompts that have some.
 
+    Prompts on one document follow the first of them, so that engines and judge find its prefix cached.
+
     Args:
         patterns: files, folders or globs of prompts; may be empty if candidate rows carry the prompt.
         candidates: files of answers sampled elsewhere.
@@ -56,25 +59,26 @@ def scan(patterns: list[str], candidates: list[str] | None = None) -> list[Point
         ValueError: one sentence naming the file, the row and the fault.
     """
     prompts: dict[str, Place] = {}
-    for place, raw in _all(patterns):
+    documents: dict[str, bytes] = {}
+    for place, raw in rows(patterns):
         prompt_id = _prompt_id(raw, place)
         if prompt_id in prompts:
             raise ValueError(f"{place}: prompt_id {prompt_id!r} is there already, at {prompts[prompt_id]}")
-        to_prompt(raw, place)
+        documents[prompt_id] = _document(to_prompt(raw, place))
         prompts[prompt_id] = place
     if not candidates:
         if not prompts:
             raise ValueError(f"{', '.join(patterns) or 'data.prompts'}: no prompts in there")
-        return [Pointer(prompt_id, place, []) for prompt_id, place in prompts.items()]
+        return _neighbours([Pointer(prompt_id, place, []) for prompt_id, place in prompts.items()], documents)
     grouped: dict[str, list[Place]] = {}
-    for place, raw in _all(candidates):
+    for place, raw in rows(candidates):
         prompt_id, _ = _candidate_ids(raw, place)
         if prompt_id not in prompts:
             if "context" not in raw:
                 raise ValueError(
                     f"{place}: no prompt {prompt_id!r} in data.prompts, and no context in the row"
                 )
-            to_prompt(raw, place, prompt_id)
+            documents[prompt_id] = _document(to_prompt(raw, place, prompt_id))
             prompts[prompt_id] = place
         to_candidates(raw, place)
         grouped.setdefault(prompt_id, []).append(place)
@@ -83,7 +87,18 @@ def scan(patterns: list[str], candidates: list[str] | None = None) -> list[Point
     pointers = [Pointer(prompt_id, prompts[prompt_id], places) for prompt_id, places in grouped.items()]
     for pointer in pointers:
         _gather(pointer, {})
-    return pointers
+    return _neighbours(pointers, documents)
+
+
+def _document(prompt: Prompt) -> bytes:
+    return hashlib.blake2b(prompt["context"].encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _neighbours(pointers: list[Pointer], documents: dict[str, bytes]) -> list[Pointer]:
+    first: dict[bytes, int] = {}
+    for pointer in pointers:
+        first.setdefault(documents[pointer.prompt_id], len(first))
+    return sorted(pointers, key=lambda pointer: first[documents[pointer.prompt_id]])
 
 
 def load(pointer: Pointer, template: str) -> Prompt | Sampled:
@@ -92,7 +107,7 @@ def load(pointer: Pointer, template: str) -> Prompt | Sampled:
     Raises:
         ValueError: the file is not what it was when it was scanned.
     """
-    raw = _read(pointer.prompt)
+    raw = row_at(pointer.prompt)
     prompt = to_prompt(raw, pointer.prompt, pointer.prompt_id, template)
     if not pointer.candidates:
         return prompt
@@ -189,7 +204,8 @@ def to_candidates(raw: Raw, place: Place) -> list[Candidate]:
 
 
 def _gather(pointer: Pointer, read: dict[Place, Raw]) -> list[Candidate]:
-    found = [c for place in pointer.candidates for c in to_candidates(read.get(place) or _read(place), place)]
+    raws = [(place, read.get(place) or row_at(place)) for place in pointer.candidates]
+    found = [candidate for place, raw in raws for candidate in to_candidates(raw, place)]
     found.sort(key=lambda candidate: candidate["index"])
     for one, other in itertools.pairwise(found):
         if one["index"] == other["index"]:
@@ -231,7 +247,8 @@ def _type(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _all(patterns: list[str]) -> Iterator[tuple[Place, Raw]]:
+def rows(patterns: Sequence[str]) -> Iterator[tuple[Place, Raw]]:
+    """Every row behind paths, folders or globs, with its place; one that is no JSON object is refused."""
     for pattern in patterns:
         for url in files(pattern):
             yield from _lines(url) if url.endswith(".jsonl") else _groups(url)
@@ -300,7 +317,8 @@ def _groups(url: str) -> Iterator[tuple[Place, Raw]]:
                 yield Place(url, group, row, 0, number), {k: v for k, v in raw.items() if v is not None}
 
 
-def _read(place: Place) -> Raw:
+def row_at(place: Place) -> Raw:
+    """The row that was found at `place`."""
     fs, path = filesystem(place.url)
     if place.group >= 0:
         row = _row_group(place.url, place.group)[place.start]

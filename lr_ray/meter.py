@@ -25,6 +25,7 @@ COUNTERS = (
     "cached_tokens",  # part of prompt_tokens
     "completion_tokens",
     "unscored",  # dimensions of candidates
+    "reference_pairs",
     "train_steps",
     "train_total",  # steps the training will have
     "train_tokens",

@@ -10,15 +10,15 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import yaml
-
-from lr_ray import config as configs
-from lr_ray import data, pairs, runtime
+from lr_ray import card, pairs, runtime
 from lr_ray.config import Config
 from lr_ray.evaluation import evaluate as run_evaluation
+from lr_ray.llm import shared
+from lr_ray.preflight import RETRY, Found, check, claim
+from lr_ray.retry import failures, retry
 from lr_ray.rollout import rollout
 from lr_ray.rows import PAIRS
 from lr_ray.runtime import Watch
@@ -26,23 +26,6 @@ from lr_ray.sampling import check_model
 from lr_ray.store import Store
 
 PAIRS_A_FILE = 256
-STAGES = ("sample", "judge", "pairs", "train", "evaluate", "report")
-# What the finished rows of a run directory depend on. Everything else may change between two calls.
-IDENTITY = {
-    "data": {"prompt_template"},
-    "sampling": {"model", "n", "temperature", "top_p", "max_tokens", "truncate"},
-    "judge": {
-        "model",
-        "max_tokens",
-        "structured_output",
-        "parameters",
-        "extract_chunk_tokens",
-        "tokenizer",
-        "no_statements_score",
-        "weights",
-        "retrieval",
-    },
-}
 
 
 def say(text: str) -> None:
@@ -53,8 +36,9 @@ def say(text: str) -> None:
 class Run:
     """One call of the command line on one run directory; `failed` counts rows that failed for good."""
 
-    def __init__(self, config: Config, watch: Watch) -> None:
+    def __init__(self, config: Config, watch: Watch, found: Found | None = None) -> None:
         self.config, self.watch = config, watch
+        self.found = found or Found()
         self.store = Store(config.run_dir)
         self.failed = 0
 
@@ -87,7 +71,7 @@ class Run:
         self._roll("sampling and judging")
 
     def _roll(self, stage: str, *, sample: bool = True, judge: bool = True) -> None:
-        pointers = inputs(self.config)
+        pointers = self.found.prompts
         with self.timed(stage):
             counts = rollout(self.config, self.store, pointers, self.watch, sample=sample, judge=judge)
         self.failed += counts["failed"]
@@ -95,7 +79,16 @@ class Run:
             say(f"{stage}: {counts['done']} of {len(pointers)} prompts were done already")
         if counts["failed"]:
             of = f"{counts['failed']} of {len(pointers)}"
-            say(f"{stage}: {of} prompts failed; failed/ in the run directory says why")
+            say(f"{stage}: {of} prompts failed; failed/ says why, and lr-ray retry-failed takes them up")
+
+    def retry_failed(self) -> None:
+        """Sample and judge again what is in `failed/`; what succeeds leaves it."""
+        with self.timed("sampling and judging"):
+            counts = retry(self.config, self.store, self.found.prompts, self.watch)
+        self.failed += counts["failed"]
+        say(f"retry-failed: {counts['taken']} prompts taken up, {counts['judged']} judged")
+        if counts["failed"]:
+            say(f"retry-failed: {counts['failed']} prompts failed again; failed/ says why")
 
     def pairs(self) -> None:
         """Best against worst of every judged prompt; `pairs.json` counts what was dropped and why."""
@@ -145,6 +138,7 @@ class Run:
         with self.timed("training"), self.watch.display.stage("training", counted=STEPS):
             self.watch.display.note("starting Ray Train and DeepSpeed")
             launch.train(self.config, self.store, self.watch.tally)
+        card.write(self.store)
 
     def evaluate(self) -> None:
         """The model before and after on `evaluation.prompts`."""
@@ -153,72 +147,22 @@ class Run:
             return
         if not self.config.evaluation.model and not self.store.exists("model"):
             raise ValueError(f"{self.config.run_dir}: no model to evaluate; train first")
-        pointers = data.scan(self.config.evaluation.prompts)
         with self.timed("evaluation"):
-            result = run_evaluation(self.config, self.store, pointers, self.watch)
+            result = run_evaluation(self.config, self.store, self.found.held_out, self.watch)
+        card.write(self.store)
         self.failed += sum(result["failed"].values())
 
     def report(self) -> None:
         """Everything in the run directory → `report.html`."""
-        from lr_ray.report import write
-
-        write(self.store)
-        say(f"report: {self.store.url}/report.html")
+        report(self.store)
 
 
-def inputs(config: Config) -> list[data.Pointer]:
-    """Checked pointers to every prompt of the config.
+def report(store: Store) -> None:
+    """Everything in the run directory → `report.html`."""
+    from lr_ray.report import write
 
-    Raises:
-        ValueError: bad input, or none named.
-    """
-    if not config.data.prompts and not config.data.candidates:
-        raise ValueError("data.prompts is not set: name jsonl or parquet files of prompts")
-    return data.scan(config.data.prompts, config.data.candidates)
-
-
-def check(config: Config, stages: tuple[str, ...]) -> None:
-    """Find what would stop the stages later, before anything is sampled or paid.
-
-    Raises:
-        ValueError: bad prompts, model, judge or training settings, in one sentence.
-    """
-    if {"sample", "judge"} & set(stages):
-        inputs(config)
-    if "sample" in stages and not config.data.candidates:
-        check_model(config.sampling.model, "sampling.model")
-    if "train" in stages:
-        from lr_ray.training import launch
-
-        launch.check(config)
-    if "evaluate" in stages and config.evaluation.prompts:
-        data.scan(config.evaluation.prompts)
-    if {"judge", "evaluate"} & set(stages):
-        from lr_ray.llm import client
-
-        client.check(config)
-
-
-def claim(config: Config) -> None:
-    """Save the resolved config in the run directory, or refuse one that finished rows contradict.
-
-    Raises:
-        ValueError: the directory holds rows made under another value of a key in `IDENTITY`.
-    """
-    store = Store(config.run_dir)
-    saved = store.read("config.yaml")
-    now = config.model_dump(mode="json")
-    if saved is not None and (store.files("sampled") or store.files("judged")):
-        before = yaml.safe_load(saved)
-        for section, keys in IDENTITY.items():
-            for key in sorted(keys & before.get(section, {}).keys()):
-                was, asked = before[section][key], now[section][key]
-                if was != asked:
-                    raise ValueError(
-                        f"{config.run_dir} holds rows made with {section}.{key}={was!r}; "
-                        f"the config now says {asked!r}: use another run_dir"
-                    )
-    store.write(configs.dump(config).encode(), "config.yaml")
+    write(store)
+    say(f"report: {store.url}/report.html")
 
 
 def execute(config: Config, stages: tuple[str, ...]) -> int:
@@ -228,16 +172,31 @@ def execute(config: Config, stages: tuple[str, ...]) -> int:
         Rows that failed for good.
 
     Raises:
-        ValueError: bad input or config.
+        ValueError: bad input or config, or another run works on the directory.
     """
-    check(config, stages)
-    claim(config)
+    needs = stages
+    if stages == RETRY:
+        failed_at = {row["stage"] for row in failures(Store(config.run_dir))}
+        if not failed_at:
+            say("retry-failed: nothing is in failed/")
+            return 0
+        needs = ("sample", "judge") if "sample" in failed_at else ("judge",)
+    found = check(config, needs)
     if stages == ("report",):
-        Run(config, Watch(None, None)).report()  # type: ignore[arg-type]
+        claim(config, stages)
+        report(Store(config.run_dir))
         return 0
+    with Store(config.run_dir).claimed():
+        claim(config, stages)
+        return _execute(config, stages, found)
+
+
+def _execute(config: Config, stages: tuple[str, ...], found: Found) -> int:
     runtime.start()
-    with runtime.watch(config.judge.prices) as watch:
-        run = Run(config, watch)
+    with ExitStack() as ending:
+        watch = ending.enter_context(runtime.watch(config.judge.prices))
+        ending.callback(shared.release)
+        run = Run(config, watch, found)
         steps: list[Callable[[], None]] = []
         if stages[:2] == ("sample", "judge"):
             steps, stages = [run.sample_and_judge], stages[2:]

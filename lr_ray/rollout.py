@@ -2,19 +2,22 @@
 
 A prompt is one row from end to end. What is in `sampled/`, `judged/` or `failed/` is done; the rest of
 the pointers flows through, each row saved as it comes out of an engine and again as it leaves the judge.
+When the judge stops early (`llm.spending`), rows come out of it "left", saved nowhere, and the flow ends.
 """
 
 import functools
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
 from lr_ray import data
 from lr_ray.config import Config
 from lr_ray.judge.actor import judge_stage
+from lr_ray.llm.spending import Stopped
 from lr_ray.rows import FAILED, JUDGED, SAMPLED, pack, unpack
 from lr_ray.runtime import TASK_CPUS, Watch, require
-from lr_ray.sampling import sample_stage
+from lr_ray.sampling import bundles, sample_stage
 from lr_ray.store import Store
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 SCHEMAS = {"sampled": SAMPLED, "judged": JUDGED, "failed": FAILED}
 ROWS_A_FILE = 8
 """Rows saved together: few enough that a crash re-samples little, enough that files stay few."""
+SETTLED = 3.0
+"""Seconds after which the counters are sure to know of every call in flight; they lag by one."""
 MOST_BLOCKS = 2000
 """Ray Data's unit of streaming is a block; one a prompt, up to what its scheduler handles with ease."""
 
@@ -36,24 +41,29 @@ def rollout(
     sample: bool = True,
     judge: bool = True,
     name: str = "",
+    retry: bool = False,
 ) -> dict[str, int]:
-    """Sample and judge what is not done yet.
+    """Sample and judge what is not done yet; with `retry`, what failed before too.
 
     Returns:
         Counts of prompts: `done` before, `sampled`, `judged`, and `failed` of all pointers.
 
     Raises:
         ValueError: too few CPUs or GPUs for the actors asked for.
+        Stopped: the judge stopped early; what was paid for and what was judged is saved.
     """
-    finished = store.index("failed").keys() | (store.index("judged").keys() if judge else set())
+    finished = set(store.index("judged")) if judge else set()
+    if not retry:
+        finished |= store.index("failed").keys()
     sampled = store.index("sampled")
     left = [pointer for pointer in pointers if pointer.prompt_id not in finished]
     fresh = [p for p in left if p.prompt_id not in sampled]
-    waiting = [p.prompt_id for p in left if p.prompt_id in sampled] if judge else []
+    waiting = {p.prompt_id: sampled[p.prompt_id] for p in left if p.prompt_id in sampled} if judge else {}
     if not sample:
         fresh = [p for p in fresh if p.candidates]
-    counts = {"done": len(pointers) - len(fresh) - len(waiting), "sampled": 0, "judged": 0}
+    counts = {"done": len(pointers) - len(fresh) - len(waiting), "sampled": 0, "judged": 0, "left": 0}
     if fresh or waiting:
+        # Where candidates come from files, every prompt has some.
         engines = any(not p.candidates for p in fresh)
         _require(config, engines, judge)
         stage = name or " and ".join(["sampling"] * engines + ["judging"] * judge)
@@ -61,54 +71,75 @@ def rollout(
         with watch.display.stage(stage, len(fresh) + len(waiting), counted):
             if engines:
                 watch.display.note("starting vLLM")
-            dataset = _dataset(config, store, fresh, waiting, watch, judge)
-            for row in dataset.iter_rows():
-                watch.display.note("")
-                counts[row["kind"]] = counts.get(row["kind"], 0) + 1
+            work = _Work(fresh, waiting, engines)
+            stopped = _flow(_dataset(config, store, work, watch, judge), counts, watch, engines)
+        if stopped:
+            done = f"{counts['judged']} prompts were judged now, {counts['done']} were done before"
+            raise Stopped(f"{stopped}; {done}; what is paid is kept, the same command goes on from there")
     of_pointers = {pointer.prompt_id for pointer in pointers}
-    counts["failed"] = len(store.index("failed").keys() & of_pointers)
+    # A row in both has failed and was taken up again: a crash came before it was taken out of failed/.
+    counts["failed"] = len((store.index("failed").keys() - store.index("judged").keys()) & of_pointers)
     return counts
+
+
+class _Work(NamedTuple):
+    """What is to be done: `waiting` are sampled already, with the place of their rows in `sampled/`."""
+
+    fresh: list[data.Pointer]
+    waiting: dict[str, tuple[str, int]]
+    engines: bool
+
+
+def _flow(dataset: "ray.data.Dataset", counts: dict[str, int], watch: Watch, engines: bool) -> str:
+    """Let all rows through and count them by kind. Returns why the judge stopped early, if it did."""
+    stopped, since = "", 0.0
+    for row in dataset.iter_rows():
+        watch.display.note("")
+        counts[row["kind"]] = counts.get(row["kind"], 0) + 1
+        if row["kind"] == "left" and not stopped:
+            stopped, since = row["reason"], time.monotonic()
+            watch.display.note("stopping: calls in flight finish")
+        # Without engines the rest is through at once; engines would work on for hours.
+        if stopped and engines and time.monotonic() - since > SETTLED and not _in_flight(watch):
+            break
+    return stopped
+
+
+def _in_flight(watch: Watch) -> float:
+    import ray
+
+    counts = ray.get(watch.tally.snapshot.remote())
+    return counts.get("calls_started", 0) - counts.get("calls_finished", 0)
 
 
 def _require(config: Config, engines: bool, judge: bool) -> None:
     stages, gpus = {"loading and saving": 2 * TASK_CPUS}, 0.0
     if engines:
         stages["sampling"] = config.sampling.actors * config.sampling.num_cpus
-        sizes = config.sampling.engine
-        gpus = config.sampling.actors * config.sampling.num_gpus
-        gpus *= sizes.get("tensor_parallel_size", 1) * sizes.get("pipeline_parallel_size", 1)
+        gpus = config.sampling.actors * config.sampling.num_gpus * bundles(config.sampling)
     if judge:
         stages["judging"] = config.judge.actors * config.judge.num_cpus
     require(stages, gpus)
 
 
-def _dataset(
-    config: Config,
-    store: Store,
-    fresh: list[data.Pointer],
-    waiting: list[str],
-    watch: Watch,
-    judge: bool,
-) -> "ray.data.Dataset":
-    """The pipeline; its rows are `{prompt_id, kind}` of what was saved last."""
+def _dataset(config: Config, store: Store, work: _Work, watch: Watch, judge: bool) -> "ray.data.Dataset":
+    """The pipeline; its rows are `{prompt_id, kind, reason}` of what was saved last, or left."""
     parts = []
     template = config.data.prompt_template
-    if fresh:
-        items = [{"prompt_id": p.prompt_id, "pointer": p} for p in fresh]
+    if work.fresh:
+        items = [{"prompt_id": p.prompt_id, "pointer": p} for p in work.fresh]
         part = _blocks(items).map(functools.partial(_load, template=template), num_cpus=TASK_CPUS)
-        if any(not p.candidates for p in fresh):
+        if work.engines:
             part = sample_stage(part, config, watch.tally)
             part = _saved(part, store, keep=judge)
         parts.append(part)
-    if waiting:
-        where = store.index("sampled")
-        items = [{"prompt_id": one, "file": where[one][0], "row": where[one][1]} for one in waiting]
+    if work.waiting:
+        items = [{"prompt_id": one, "file": name, "row": row} for one, (name, row) in work.waiting.items()]
         parts.append(_blocks(items).map(functools.partial(_reload, store=store), num_cpus=TASK_CPUS))
     dataset = parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
     if not judge:
         return dataset
-    unfinished = {p.prompt_id for p in fresh} | set(waiting)
-    dataset = judge_stage(dataset, config, store, watch.tally, unfinished)
+    dataset = judge_stage(dataset, config, store, watch.tally)
     return _saved(dataset, store, keep=False)
 
 
@@ -135,12 +166,18 @@ def _reload(item: dict[str, Any], store: Store) -> dict[str, Any]:
 
 
 def _save(batch: pa.Table, store: Store, keep: bool) -> pa.Table:
-    """Write each kind of row to its folder; with `keep` the whole rows flow on, else `{prompt_id, kind}`."""
+    """Write each kind of row to its folder.
+
+    With `keep` the whole rows flow on, else `{prompt_id, kind, reason}`.
+    """
     groups: dict[str, list[dict[str, Any]]] = {}
+    reasons: list[str] = []
     for packed in batch.to_pylist():
         row = unpack(packed)
+        reasons.append(row["reason"] if packed["kind"] == "left" else "")
         if keep or row.get("stage") != "sample":  # the others were saved when they left the engine
             groups.setdefault(packed["kind"], []).append(row)
+    groups.pop("left", None)
     for kind, rows in groups.items():
         store.write_rows(kind, rows, SCHEMAS[kind])
-    return batch if keep else batch.select(["prompt_id", "kind"])
+    return batch if keep else batch.select(["prompt_id", "kind"]).append_column("reason", [reasons])

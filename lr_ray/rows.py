@@ -87,14 +87,28 @@ class Analyses(TypedDict):
     completeness: str
 
 
+class Repeat(TypedDict):
+    """The samples of a rating that was repeated, the first judging's before the others; `missing` of them
+    were unusable. `variance` is the sample variance (n - 1); None of a single sample."""
+
+    dimension: str
+    scores: list[float]
+    missing: int
+    variance: float | None
+
+
 class JudgedCandidate(Candidate):
-    """`reward` is the weighted mean of `scores`; None while a dimension with weight is unscored."""
+    """`reward` is the weighted mean of `scores`; None while a dimension with weight is unscored.
+
+    `repeats` holds the ratings that were repeated because best and worst of the prompt were close.
+    """
 
     reward: float | None
     scores: Scores
     unscored: list[Unscored]
     statements: list[Statement]
     analyses: Analyses
+    repeats: list[Repeat]
 
 
 class Usage(TypedDict):
@@ -126,16 +140,20 @@ class Failed(TypedDict):
     reason: str
 
 
+Kind = Literal["pointer", "prompt", "sampled", "judged", "failed", "left"]
+"""Of a row in flow. A row is "left" when the run stopped early before the row was done."""
+
+
 class Packed(TypedDict):
     """What flows through Ray Data: a row of the named kind as JSON, so that no arrow schema is inferred
     from nested lists that happen to be empty. Build it with `pack`, open it with `unpack`."""
 
     prompt_id: str
-    kind: Literal["pointer", "prompt", "sampled", "judged", "failed"]
+    kind: Kind
     row: bytes
 
 
-def pack(kind: Literal["pointer", "prompt", "sampled", "judged", "failed"], row: Mapping[str, Any]) -> Packed:
+def pack(kind: Kind, row: Mapping[str, Any]) -> Packed:
     """The envelope of `row`, which must be JSON-able."""
     return {"prompt_id": row["prompt_id"], "kind": kind, "row": orjson.dumps(row)}
 
@@ -148,6 +166,11 @@ def unpack(packed: Packed) -> dict[str, Any]:
 def failed(prompt_id: str, stage: str, reason: str) -> Packed:
     """The envelope of a row that failed for good, because `reason`."""
     return pack("failed", {"prompt_id": prompt_id, "stage": stage, "reason": reason})
+
+
+def left(prompt_id: str, reason: str) -> Packed:
+    """The envelope of a row that was not done when the run stopped early, because `reason`."""
+    return pack("left", {"prompt_id": prompt_id, "reason": reason})
 
 
 class Pair(TypedDict):
@@ -185,6 +208,14 @@ _STATEMENT = pa.struct(
         ("passages", _PASSAGES),
     ]
 )
+_REPEAT = pa.struct(
+    [
+        ("dimension", pa.string()),
+        ("scores", pa.list_(pa.float64())),
+        ("missing", pa.int32()),
+        ("variance", pa.float64()),
+    ]
+)
 _JUDGED_CANDIDATE = pa.struct(
     [
         *_CANDIDATE,
@@ -193,6 +224,7 @@ _JUDGED_CANDIDATE = pa.struct(
         ("unscored", pa.list_(pa.struct([("dimension", pa.string()), ("reason", pa.string())]))),
         ("statements", pa.list_(_STATEMENT)),
         ("analyses", pa.struct([(name, pa.string()) for name in Analyses.__annotations__])),
+        ("repeats", pa.list_(_REPEAT)),
     ]
 )
 

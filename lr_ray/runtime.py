@@ -16,6 +16,9 @@ TASK_CPUS = 0.1
 
 def start() -> None:
     """Join the cluster of RAY_ADDRESS (as a submitted job does), or start Ray on this machine."""
+    # Ray Data keeps the share of a driver that was killed reserved for so long (read when it is imported;
+    # 180 s by default): on a small cluster the same command again would wait for all of it.
+    os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
     import ray
     import ray.data
 

@@ -28,7 +28,7 @@ class Sampler:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         options: dict[str, Any] = {"enable_prefix_caching": True, **settings.engine}
-        if _bundles(settings) > 1:
+        if bundles(settings) > 1:
             options.setdefault("distributed_executor_backend", "ray")
         arguments = AsyncEngineArgs(model=settings.model, **options)
         self.engine = AsyncLLM.from_engine_args(arguments)
@@ -167,11 +167,11 @@ def sample_stage(dataset: "ray.data.Dataset", config: Config, tally: Any = None)
     import ray.data
 
     settings = config.sampling
-    bundles = _bundles(settings)
-    placement: dict[str, Any] = {"num_gpus": settings.num_gpus * bundles or None}
-    if bundles > 1 and settings.engine.get("distributed_executor_backend", "ray") == "ray":
+    workers = bundles(settings)
+    placement: dict[str, Any] = {"num_gpus": settings.num_gpus * workers or None}
+    if workers > 1 and settings.engine.get("distributed_executor_backend", "ray") == "ray":
         # vLLM's Ray executor takes its workers from the actor's placement group.
-        placement = {"ray_remote_args_fn": lambda: _place(settings, bundles)}
+        placement = {"ray_remote_args_fn": lambda: _place(settings, workers)}
     else:
         placement["num_cpus"] = settings.num_cpus
     sampler: Any = Sampler  # an async callable class, which map takes and its annotation forgets
@@ -186,7 +186,8 @@ def sample_stage(dataset: "ray.data.Dataset", config: Config, tally: Any = None)
     )
 
 
-def _bundles(settings: Settings) -> int:
+def bundles(settings: Settings) -> int:
+    """Workers of one engine, each on `num_gpus` GPUs."""
     sizes = (settings.engine.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
     tensor, pipeline = sizes
     return tensor * pipeline

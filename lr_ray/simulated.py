@@ -1,13 +1,11 @@
 """A simulated judge: an OpenAI-compatible server that answers by plain rules (`simulated_rules`).
 
-It sees only the request: no ground truth, no side channel, nothing of ours imported. Latency, a rate
-limit and faults are to order; what it answers and which requests fail depends on the requests alone, not
-on time or chance, so that runs can be repeated.
+It sees only the request: no ground truth, no side channel, nothing of ours imported. Latency, limits,
+faults and a prefix cache are to order (`simulated_limits`); what it answers and which requests fail depends
+on the requests alone, not on time or chance, so that runs can be repeated. GET /v1/stats tells what came.
 """
 
 import asyncio
-import base64
-import hashlib
 import json
 import os
 import re
@@ -15,36 +13,41 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
 
-from lr_ray import simulated_rules
-
-FAULTS = ("throttled", "error", "truncated", "invalid", "refusal", "content_filter", "hangup")
-BLOCK = 1024  # characters of a block of the prefix cache
-CACHED_BLOCKS = 200_000
-WIDTH = 256  # numbers of an embedding
+from lr_ray import simulated_limits as limits
+from lr_ray import simulated_replies as replies
+from lr_ray.simulated_replies import Reply
 
 Scope = dict[str, Any]
-Reply = tuple[int, bytes | None, dict[str, str]]
 
 
 @dataclass(frozen=True)
 class Knobs:
-    """How the server behaves. `latency` is in seconds, `faults` a share of the requests.
+    """How the server behaves; `limits` has the written forms.
 
-    `requests_per_minute` is refused above with a 429; without `api_key` any key is taken.
+    `latency` is in seconds. Above `requests_per_minute`, `tokens_per_minute` or `max_concurrency`, numbers or
+    schedules ("600@0,300@20"), requests are refused with a 429, with `Retry-After` where `retry_after`;
+    `headers` adds OpenAI's x-ratelimit headers to every reply. `faults` is a share, or shares by kind.
+    `cache_blocks` blocks of `cache_block` characters make the prefix cache. `plain` answers without rules,
+    for load tests. Without `api_key` any key is taken.
     """
 
     latency: float = 0.0
-    requests_per_minute: float | None = None
-    faults: float = 0.0
+    requests_per_minute: float | str | None = None
+    tokens_per_minute: float | str | None = None
+    max_concurrency: float | str | None = None
+    headers: bool = False
+    retry_after: bool = True
+    faults: float | str = 0.0
+    cache_blocks: int = 200_000
+    cache_block: int = 1024
+    plain: bool = False
     api_key: str | None = None
     model: str = "simulated-judge"
 
@@ -54,183 +57,164 @@ class App:
 
     def __init__(self, knobs: Knobs) -> None:
         self._knobs = knobs
-        self._times_seen: dict[bytes, int] = {}
-        self._prefixes: OrderedDict[int, None] = OrderedDict()
-        self._allowance, self._allowed_at = 1.0, time.monotonic()
-        self.requests = 0
+        self._limits = limits.Limits(
+            knobs.requests_per_minute, knobs.tokens_per_minute, knobs.max_concurrency
+        )
+        self._faults = limits.Faults(knobs.faults)
+        self._cache = limits.PrefixCache(knobs.cache_blocks, knobs.cache_block)
+        self.stats = Stats()
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
             return
-        body = b""
-        while True:
+        message = await receive()
+        body = message.get("body", b"")
+        while message.get("more_body"):
             message = await receive()
             body += message.get("body", b"")
-            if not message.get("more_body"):
-                break
-        self.requests += scope["method"] == "POST"
-        status, reply, headers = await self._answer(scope, body)
-        await _send(send, status, reply, headers)
+        if scope["method"] != "POST":
+            await _send(send, *self._get(scope))
+            return
+        self.stats.arrived(self._limits.seconds())
+        try:
+            reply = await self._post(scope, body, receive)
+        finally:
+            self.stats.in_flight -= 1
+        if reply is not None:
+            await _send(send, *reply)
 
-    async def _answer(self, scope: Scope, body: bytes) -> Reply:
-        """Status, body (none: hang up) and headers."""
-        if self._knobs.api_key is not None and not self._authorised(scope):
-            return _error(401, "invalid_api_key", "the key is not right")
-        path = scope["path"].removesuffix("/").removeprefix("/v1")
-        if scope["method"] == "GET" and path in ("/models", "/stats"):
-            return 200, orjson.dumps(self._about(path)), {}
-        if scope["method"] != "POST" or path not in ("/chat/completions", "/embeddings"):
-            return _error(404, "not_found", f"there is no {path}")
-        wait = self._over_the_limit()
-        if wait:
-            return _error(429, "rate_limit_exceeded", "too many requests", {"retry-after": f"{wait:.3f}"})
-        fault = self._fault(body)
+    def _get(self, scope: Scope) -> Reply:
+        path = _path(scope)
+        if path == "/stats":
+            return 200, orjson.dumps(asdict(self.stats), option=orjson.OPT_NON_STR_KEYS), {}
+        if not self._authorised(scope):
+            return replies.error(401, "invalid_api_key", "the key is not right")
+        if path != "/models":
+            return replies.error(404, "not_found", f"there is no {path}")
+        model = {"id": self._knobs.model, "object": "model", "created": 0, "owned_by": "simulated"}
+        return 200, orjson.dumps({"object": "list", "data": [model]}), {}
+
+    async def _post(self, scope: Scope, body: bytes, receive: Any) -> Reply | None:
+        """Status, body (none: hang up) and headers; none: the client gave up waiting."""
+        if not self._authorised(scope):
+            return replies.error(401, "invalid_api_key", "the key is not right")
+        path, estimate = _path(scope), len(body) // 4
+        if path not in ("/chat/completions", "/embeddings"):
+            return replies.error(404, "not_found", f"there is no {path}")
+        refused = self._refused(estimate)
+        if refused is not None:
+            return refused
+        fault = self._fault(path, body)
+        if fault == "timeout":
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            return None
+        if fault in limits.SENT_BACK:
+            reply, used = replies.failure(fault, self._knobs.retry_after), 0
+        else:
+            reply, used = self._made(path, body, fault)
         if self._knobs.latency:
             await asyncio.sleep(self._knobs.latency)
-        return _failure(fault) if fault in ("throttled", "error", "hangup") else self._made(path, body, fault)
+        if used:
+            self._limits.used(used - estimate)
+        if reply[0] == 200 and fault is None:
+            self.stats.answer(self._limits.seconds())
+        return self._with_limits(reply)
 
-    def _about(self, path: str) -> dict[str, Any]:
-        if path == "/stats":
-            return {"requests": self.requests}
-        model = {"id": self._knobs.model, "object": "model", "created": 0, "owned_by": "simulated"}
-        return {"object": "list", "data": [model]}
+    def _fault(self, path: str, body: bytes) -> str | None:
+        fault = self._faults.draw(body)
+        if fault in limits.SPOILT and path == "/embeddings":
+            return None
+        if fault is not None:
+            self.stats.faulted[fault] = self.stats.faulted.get(fault, 0) + 1
+        return fault
 
-    def _made(self, path: str, body: bytes, fault: str | None) -> Reply:
-        try:
-            request = orjson.loads(body)
-            reply = _embeddings(request) if path == "/embeddings" else self._chat(request, body, fault)
-        except (orjson.JSONDecodeError, KeyError, TypeError, IndexError, AttributeError) as error:
-            return _error(400, "invalid_request_error", f"cannot understand the request: {error!r}")
-        return 200, orjson.dumps(reply), {}
+    def _refused(self, tokens: int) -> Reply | None:
+        """The 429 that a limit gives to a request of about `tokens`; None: no limit does."""
+        refusal = self._limits.refuses(tokens, self.stats.in_flight - 1)
+        if refusal is None:
+            return None
+        what, seconds = refusal
+        self.stats.refuse(what, self._limits.seconds())
+        wait = {"retry-after": f"{seconds:.3f}"} if seconds and self._knobs.retry_after else {}
+        return self._with_limits(replies.error(429, "rate_limit_exceeded", f"too many {what}", wait))
+
+    def _with_limits(self, reply: Reply) -> Reply:
+        return (*reply[:2], reply[2] | self._limits.headers()) if self._knobs.headers else reply
 
     def _authorised(self, scope: Scope) -> bool:
+        if self._knobs.api_key is None:
+            return True
         wanted = f"Bearer {self._knobs.api_key}".encode()
         return any(name == b"authorization" and value == wanted for name, value in scope["headers"])
 
-    def _over_the_limit(self) -> float:
-        """Seconds until a request is allowed again; 0 when this one is. A bucket of one second's worth."""
-        if self._knobs.requests_per_minute is None:
-            return 0.0
-        rate, now = self._knobs.requests_per_minute / 60, time.monotonic()
-        most = max(1.0, rate)
-        self._allowance = min(most, self._allowance + (now - self._allowed_at) * rate)
-        self._allowed_at = now
-        if self._allowance < 1:
-            return (1 - self._allowance) / rate
-        self._allowance -= 1
-        return 0.0
-
-    def _fault(self, body: bytes) -> str | None:
-        if not self._knobs.faults:
-            return None
-        digest = hashlib.blake2b(body, digest_size=8).digest()
-        count = self._times_seen[digest] = self._times_seen.get(digest, 0) + 1
-        draw = hashlib.blake2b(digest + count.to_bytes(4), digest_size=8).digest()
-        if int.from_bytes(draw[:4]) / 2**32 >= self._knobs.faults:
-            return None
-        return FAULTS[int.from_bytes(draw[4:]) % len(FAULTS)]
-
-    def _chat(self, request: dict[str, Any], body: bytes, fault: str | None) -> dict[str, Any]:
-        messages = request["messages"]
-        answer = simulated_rules.answer(_kind(request, messages), messages[-1]["content"])
-        if request.get("temperature", 1) > 0 and "score" in answer:
-            shift = hashlib.blake2b(body, digest_size=1).digest()[0] % 4
-            answer["score"] = min(10, max(0, answer["score"] + (-1, 0, 0, 1)[shift]))
-        text, finish, refusal = json.dumps(answer, ensure_ascii=False), "stop", None
-        if fault == "truncated":
-            text, finish = text[: len(text) // 2], "length"
-        elif fault == "invalid":
-            text = text.replace(":", "=", 1)
-        elif fault == "refusal":
-            text, refusal = "", "I would rather not judge this."
-        elif fault == "content_filter":
-            text, finish = "", "content_filter"
-        prompt = "\0".join(message["content"] for message in messages)
-        used, made = max(1, len(prompt) // 4), max(1, len(text) // 4)
-        return {
-            "id": "chatcmpl-simulated",
-            "object": "chat.completion",
-            "created": 0,
-            "model": request["model"],
-            "choices": [
-                {
-                    "index": 0,
-                    "finish_reason": finish,
-                    "message": {"role": "assistant", "content": text or None, "refusal": refusal},
-                }
-            ],
-            "usage": {
-                "prompt_tokens": used,
-                "completion_tokens": made,
-                "total_tokens": used + made,
-                "prompt_tokens_details": {"cached_tokens": self._cached(prompt) // 4},
-            },
-        }
-
-    def _cached(self, prompt: str) -> int:
-        """Characters of the prompt whose blocks, each known by all before it, were seen lately."""
-        chain, known, unbroken = 0, 0, True
-        for end in range(BLOCK, len(prompt) + 1, BLOCK):
-            chain = hash((chain, prompt[end - BLOCK : end]))
-            unbroken = unbroken and chain in self._prefixes
-            known += BLOCK if unbroken else 0
-            self._prefixes[chain] = None
-            self._prefixes.move_to_end(chain)
-        while len(self._prefixes) > CACHED_BLOCKS:
-            self._prefixes.popitem(last=False)
-        return known
+    def _made(self, path: str, body: bytes, fault: str | None) -> tuple[Reply, int]:
+        """The reply, and the tokens it used."""
+        if self._knobs.plain and fault is None and path == "/chat/completions":
+            return replies.plain(body)
+        try:
+            request = orjson.loads(body)
+            if path == "/embeddings":
+                reply = replies.embeddings(request)
+            else:
+                hit = self._cache.take(replies.prompt_of(request))
+                reply = replies.chat(request, body, fault, hit.characters // 4)
+                self.stats.use(reply["usage"], hit.possible // 4)
+        except (orjson.JSONDecodeError, KeyError, TypeError, IndexError, AttributeError) as error:
+            return replies.error(400, "invalid_request_error", f"cannot understand the request: {error!r}"), 0
+        return (200, orjson.dumps(reply), {}), reply["usage"]["total_tokens"]
 
 
-def _kind(request: dict[str, Any], messages: list[dict[str, str]]) -> str:
-    """The schema's name; without response_format, what the schema in the prompt asks for and is given."""
-    if "response_format" in request:
-        return request["response_format"]["json_schema"]["name"]
-    system, user = messages[0]["content"], messages[-1]["content"]
-    for key, kind in (("statements", "statements"), ("verdict", "support"), ("facts", "extract")):
-        if f'"required":["{key}"]' in system or f'"required":["analysis","{key}"]' in system:
-            return kind
-    if "<extract " in user:
-        return "completeness"
-    return "logicality" if "logic" in system[:200] or "逻辑" in system[:100] else "helpfulness"
+@dataclass
+class Stats:
+    """What GET /v1/stats tells. `requests` are all POSTs; each is answered, refused by a limit, faulted, or
+    was no request of ours. `seconds` has for each second since the first [requests, answered, refused].
+
+    Token counts are of what was answered, spoilt or not; `possible_tokens` are those that an unlimited
+    prefix cache would have held, `hit_tokens` those that this one did.
+    """
+
+    requests: int = 0
+    answered: int = 0
+    in_flight: int = 0
+    in_flight_peak: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+    faulted: dict[str, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    hit_tokens: int = 0
+    possible_tokens: int = 0
+    seconds: list[list[int]] = field(default_factory=list)
+
+    def arrived(self, now: float) -> None:
+        self.requests += 1
+        self.in_flight += 1
+        self.in_flight_peak = max(self.in_flight_peak, self.in_flight)
+        self._at(now)[0] += 1
+
+    def answer(self, now: float) -> None:
+        self.answered += 1
+        self._at(now)[1] += 1
+
+    def refuse(self, limit: str, now: float) -> None:
+        self.refused[limit] = self.refused.get(limit, 0) + 1
+        self._at(now)[2] += 1
+
+    def use(self, usage: dict[str, Any], possible: int) -> None:
+        self.prompt_tokens += usage["prompt_tokens"]
+        self.completion_tokens += usage["completion_tokens"]
+        self.hit_tokens += usage["prompt_tokens_details"]["cached_tokens"]
+        self.possible_tokens += possible
+
+    def _at(self, now: float) -> list[int]:
+        while len(self.seconds) <= int(now):
+            self.seconds.append([0, 0, 0])
+        return self.seconds[int(now)]
 
 
-def _embeddings(request: dict[str, Any]) -> dict[str, Any]:
-    """Hashed bags of words, of unit length."""
-    texts = request["input"] if isinstance(request["input"], list) else [request["input"]]
-    data = [
-        {"object": "embedding", "index": i, "embedding": _encoded(_embed(text), request)}
-        for i, text in enumerate(texts)
-    ]
-    tokens = sum(len(text) // 4 for text in texts)
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return {"object": "list", "model": request["model"], "data": data, "usage": usage}
-
-
-def _embed(text: str) -> Any:
-    import numpy as np
-
-    vector = np.zeros(WIDTH, np.float32)
-    for stem, weight in simulated_rules.keys(text).weight.items():
-        vector[hashlib.blake2b(stem.encode(), digest_size=4).digest()[0] % WIDTH] += weight
-    return vector / (float(np.linalg.norm(vector)) or 1.0)
-
-
-def _encoded(vector: Any, request: dict[str, Any]) -> Any:
-    if request.get("encoding_format") == "base64":
-        return base64.b64encode(vector.tobytes()).decode()
-    return vector.tolist()
-
-
-def _failure(fault: str) -> Reply:
-    if fault == "throttled":
-        return _error(429, "rate_limit_exceeded", "injected", {"retry-after": "0.05"})
-    return _error(500, "server_error", "injected") if fault == "error" else (200, None, {})
-
-
-def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Reply:
-    body = {"error": {"message": message, "type": code, "code": code, "param": None}}
-    return status, orjson.dumps(body), headers or {}
+def _path(scope: Scope) -> str:
+    return scope["path"].removesuffix("/").removeprefix("/v1")
 
 
 async def _send(send: Any, status: int, body: bytes | None, headers: dict[str, str]) -> None:
@@ -256,7 +240,13 @@ def serve(port: int = 0, host: str = "127.0.0.1", **knobs: Any) -> None:
     """
     import uvicorn
 
-    config = uvicorn.Config(App(Knobs(**knobs)), log_level="critical", access_log=False, lifespan="off")
+    config = uvicorn.Config(
+        App(Knobs(**knobs)),
+        log_level="critical",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+    )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         # It listens already: whoever reads the URL below may connect at once.

@@ -20,7 +20,7 @@ FULL, PARTIAL = 0.75, 0.55  # of a long claim's keys, half counted where they st
 LONG_QUESTION, REPEATED = 8, 0.6  # keys; share of a long question's keys that a good answer says again
 FACTS = 12  # most facts taken of a chunk
 
-_BLOCK = re.compile(r"<([a-z]+) ([0-9a-f]{16})(?: at \d+%)?>\n(.*?)\n</\1 \2>", re.DOTALL)
+_BLOCK = re.compile(r"<([a-z]+) ([0-9a-f]{16})(?: at \d+%)?(?: \d+)?>\n(.*?)\n</\1 \2>", re.DOTALL)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 _CJK = "\u3400-\u4dbf\u4e00-\u9fff"
 _WORD = re.compile(rf"[{_CJK}]+|\d+(?:[.,:]\d+)*|[^\W{_CJK}]+(?:['’]s\b)?")
@@ -135,8 +135,16 @@ def statements(blocks: dict[str, list[str]]) -> dict[str, Any]:
 
 
 def support(blocks: dict[str, list[str]]) -> dict[str, Any]:
-    """How much of the statement the passages say, in one place and altogether."""
-    claim = keys(_one(blocks, "statement"))
+    """How much of the statement, or of each of several, the passages say, in one place and altogether."""
+    claims = blocks.get("statement", [""])
+    if len(claims) == 1:
+        return _support(claims[0], blocks)
+    numbered = enumerate(claims, 1)
+    return {"verdicts": [{"statement": number, **_support(claim, blocks)} for number, claim in numbered]}
+
+
+def _support(statement: str, blocks: dict[str, list[str]]) -> dict[str, Any]:
+    claim = keys(statement)
     best, seen = 0.0, Keys({}, frozenset(), ())
     everywhere: set[str] = set()
     for passage in blocks.get("passage", []):

@@ -5,11 +5,16 @@ task overwrites its own file instead of adding a second one. On resume the ids i
 is done. Works on every file system pyarrow knows; a file appears whole or not at all.
 """
 
+import fcntl
 import hashlib
 import io
 import os
+import socket
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -26,22 +31,61 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
+        parts = urlsplit(url) if "://" in url else None
+        if parts is not None and parts.password:
+            raise ValueError(
+                f"{parts.scheme}://…@{parts.hostname}: keys belong in the environment, not in a URL"
+            )
         self.url = url.rstrip("/")
         self.fs, self.root = filesystem(self.url)
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
-        return Store, (self.url,)
+        return Store, (self.absolute,)
 
     @property
     def local(self) -> bool:
         return isinstance(self.fs, pafs.LocalFileSystem)
+
+    @property
+    def absolute(self) -> str:
+        """The URL as it means the same in a process with another working directory."""
+        return self.root if self.local else self.url
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other runs out of the directory for the length of the block.
+
+        By a lock that ends with the process, on local and NFS disks; object storage has none.
+
+        Raises:
+            ValueError: another process holds it.
+        """
+        if not self.local:
+            yield
+            return
+        os.makedirs(self.root, exist_ok=True)
+        file = os.open(self.path(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = os.read(file, 200).decode(errors="replace").strip()
+                raise ValueError(f"{self.url} is in use by another run ({holder})") from error
+            except OSError:
+                pass  # a file system without locks
+            os.truncate(file, 0)
+            os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            yield
+        finally:
+            os.close(file)
 
     def path(self, *parts: str) -> str:
         return "/".join((self.root, *parts))
 
     def sub(self, *parts: str) -> "Store":
         """The run directory inside this one, as an evaluation has it."""
-        return Store("/".join((self.url, *parts)))
+        url, query, options = self.url.partition("?")
+        return Store("/".join((url, *parts)) + query + options)
 
     def exists(self, *parts: str) -> bool:
         return self.fs.get_file_info(self.path(*parts)).type != pafs.FileType.NotFound
@@ -53,17 +97,32 @@ class Store:
         return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
 
     def write(self, data: bytes, *parts: str) -> None:
-        """Write a whole file; readers see the old one or the new one, never a part."""
+        """Write a whole file, durable on return; readers see the old one or the new one, never a part."""
         path = self.path(*parts)
         folder, _, name = path.rpartition("/")
+        if isinstance(self.fs, pafs.S3FileSystem | pafs.GcsFileSystem):
+            # Objects need no folders, and show only when their upload is complete.
+            with self.fs.open_output_stream(path) as stream:
+                stream.write(data)
+            return
         self.fs.create_dir(folder, recursive=True)
-        # Object stores show an object only when its upload is complete; elsewhere a rename does that.
-        renames = not isinstance(self.fs, pafs.S3FileSystem | pafs.GcsFileSystem)
-        target = f"{folder}/.{name}.tmp" if renames else path
-        with self.fs.open_output_stream(target) as stream:
-            stream.write(data)
-        if renames:
+        # Two lives of one task may write the same file at the same time, so each has a name of its own.
+        target = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            with self.fs.open_output_stream(target) as stream:
+                stream.write(data)
+            if self.local:
+                sync(target)
             self.fs.move(target, path)
+        except BaseException as error:
+            with suppress(OSError):
+                self.fs.delete_file(target)
+            if isinstance(error, OSError):
+                why = os.strerror(error.errno) if error.errno else str(error)
+                raise OSError(f"cannot write {path}: {why}") from error
+            raise
+        if self.local:
+            sync(folder)
 
     def read(self, *parts: str) -> bytes | None:
         """A file's bytes; None when it is not there."""
@@ -104,6 +163,15 @@ class Store:
                 prompt_id = content["prompt_id"]
                 if where[prompt_id] == (name, row):
                     yield content
+
+
+def sync(path: str) -> None:
+    """Make a local file, or the entries of a folder, survive a power cut."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def filesystem(url: str) -> tuple[pafs.FileSystem, str]:

@@ -84,7 +84,7 @@ def in_turn(*answers: Answer) -> Script:
     return lambda _: left.pop(0) if len(left) > 1 else left[0]
 
 
-def settings(url: str, **changes: Any) -> Judge:
+def settings(url: str | list[str], **changes: Any) -> Judge:
     """Judge settings for an endpoint of a test."""
     return Judge.model_validate({"model": "m", "base_url": url, "timeout": 5.0, **changes})
 

@@ -59,6 +59,20 @@ def test_parquet_and_globs_and_pointers_past_multibyte_lines(tmp_path: Path) -> 
     assert data.load(pointers[0], TEMPLATE)["context"] == "铜币在这里。"
 
 
+def test_prompts_on_one_document_are_neighbours(tmp_path: Path) -> None:
+    rows = [
+        {"prompt_id": f"{document}{n}", "context": f"Document {document}.", "question": f"Question {n}?"}
+        for n in range(2)
+        for document in "xyz"
+    ]
+    path = jsonl(tmp_path / "p.jsonl", *rows)
+    wanted = ["x0", "x1", "y0", "y1", "z0", "z1"]
+    assert [p.prompt_id for p in data.scan([path])] == wanted
+    answers = [{"prompt_id": row["prompt_id"], "candidates": ["yes"]} for row in rows]
+    answered = data.scan([path], [jsonl(tmp_path / "c.jsonl", *answers)])
+    assert [p.prompt_id for p in answered] == wanted
+
+
 def test_candidates_ours_joined_to_prompts(tmp_path: Path) -> None:
     prompts = jsonl(tmp_path / "p.jsonl", GOOD, {**GOOD, "prompt_id": "without"})
     rows = {"prompt_id": "a", "candidates": ["one", {"text": "two"}]}

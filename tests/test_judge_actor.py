@@ -20,7 +20,6 @@ from lr_ray import rows, simulated
 from lr_ray.config import Config
 from lr_ray.judge.actor import JudgeActor
 from lr_ray.llm import client as clients
-from lr_ray.llm import ledger
 from lr_ray.store import Store
 
 NAMES = ["Mira", "Toben", "Sela", "Kano", "Dovik", "Runa"]
@@ -86,8 +85,7 @@ def judge(url: str, folder: Path, *packed: rows.Packed, tally: Any = None, **cha
     store = Store(str(folder))
 
     async def work() -> list[rows.Packed]:
-        recorded = ledger.scan(store, {row["prompt_id"] for row in packed})
-        actor = JudgeActor(Config.model_validate(settings), store, recorded, tally)
+        actor = JudgeActor(Config.model_validate(settings), store, tally)
         try:
             return await asyncio.gather(*map(actor, packed))
         finally:
@@ -171,7 +169,7 @@ def test_faults_of_every_kind_change_no_score(url: str, tmp_path: Path) -> None:
     ]
     clean = judge(url, tmp_path / "clean", *packed)
     with simulated.running(faults=0.2) as faulty:
-        faulted = judge(faulty, tmp_path / "faulty", *packed, timeout=10)
+        faulted = judge(faulty, tmp_path / "faulty", *packed, timeout=3)
         paid = requests(faulty)
     assert sum(row["usage"]["retries"] for row in faulted) > 10
     scored = missing = 0
@@ -213,19 +211,6 @@ def test_a_refused_key_stops_the_run(tmp_path: Path) -> None:
         judge(guarded, tmp_path, sampled("p", ANSWERS["good"]))
 
 
-def test_the_limit_is_for_all_actors_together(url: str, tmp_path: Path) -> None:
-    settings = {"run_dir": "x", "judge": {"model": "m", "base_url": url, "concurrency": 10, "actors": 4}}
-
-    async def work() -> float:
-        actor = JudgeActor(Config.model_validate(settings), Store(str(tmp_path)), {})
-        await actor(sampled("p", "Yes."))
-        limit = actor._client.governor.limit
-        await actor.close()
-        return limit
-
-    assert asyncio.run(work()) == 2
-
-
 KILLED = """
 import asyncio, sys
 from lr_ray.config import Config
@@ -236,7 +221,7 @@ from tests.test_judge_actor import ANSWERS, sampled
 async def main(url, folder):
     judge = {"model": "sim", "base_url": url, "concurrency": 4}
     config = Config.model_validate({"run_dir": folder, "judge": judge})
-    actor = JudgeActor(config, Store(folder), {})
+    actor = JudgeActor(config, Store(folder))
     await asyncio.gather(*(actor(sampled(f"p{i}", *list(ANSWERS.values())[:3])) for i in range(20)))
 
 asyncio.run(main(*sys.argv[1:]))
@@ -306,8 +291,7 @@ def test_the_stage_runs_on_ray_data_and_resumes_without_a_call(url: str, tmp_pat
 
         def stage() -> dict[str, Any]:
             dataset = ray.data.from_items(packed, override_num_blocks=4)
-            ids = {row["prompt_id"] for row in packed}
-            found = judge_stage(dataset, config, store, tally, ids).take_all()
+            found = judge_stage(dataset, config, store, tally).take_all()
             return {row["prompt_id"]: (row["kind"], rows.unpack(row)) for row in found}
 
         first = stage()

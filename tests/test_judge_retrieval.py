@@ -18,7 +18,7 @@ def texts(found: list[Passage]) -> list[str]:
 
 
 def top(index: Any, statement: str, k: int) -> list[str]:
-    return texts(asyncio.run(index.top(statement, k)))
+    return texts(asyncio.run(index.top([statement], k))[0])
 
 
 DOCUMENT = passages("Rain fell all day.", "Mira keeps copper.", "The mill is old.", "Toben keeps salt.")
@@ -54,7 +54,7 @@ def test_chinese_is_found_without_spaces() -> None:
 
 def test_equal_scores_take_the_earlier_passage_every_time() -> None:
     same = passages(*["Mira keeps copper."] * 6)
-    found = asyncio.run(Words(same).top("copper", 3))
+    (found,) = asyncio.run(Words(same).top(["copper"], 3))
     assert [passage["position"] for passage in found] == [0, 1 / 6, 2 / 6]
 
 
@@ -68,11 +68,14 @@ def test_by_meaning_passages_are_embedded_once() -> None:
 
     index = Meanings(DOCUMENT, embed)
 
-    async def twice() -> list[list[Passage]]:
-        return await asyncio.gather(index.top("red metal", 1), index.top("red metal", 1))
+    async def twice() -> list[list[list[Passage]]]:
+        return await asyncio.gather(index.top(["red metal", "salt"], 1), index.top(["red metal"], 1))
 
-    assert [texts(found) for found in asyncio.run(twice())] == [["Mira keeps copper."]] * 2
-    assert asked.count(texts(DOCUMENT)) == 1
+    one, two = asyncio.run(twice())
+    assert [texts(found) for found in one] == [["Mira keeps copper."], ["Rain fell all day."]]
+    assert [texts(found) for found in two] == [["Mira keeps copper."]]
+    # The document once, and the statements of an answer together.
+    assert sorted(map(len, asked)) == [1, 2, 4]
 
 
 def test_vectors_of_two_widths_are_no_answer() -> None:
@@ -80,4 +83,4 @@ def test_vectors_of_two_widths_are_no_answer() -> None:
         return np.ones((len(wanted), len(wanted)), np.float32)
 
     with pytest.raises(Unusable, match="several widths"):
-        asyncio.run(Meanings(DOCUMENT, embed).top("x", 2))
+        asyncio.run(Meanings(DOCUMENT, embed).top(["x"], 2))

@@ -7,11 +7,11 @@ import pytest
 
 from lr_ray.judge.answers import SCHEMAS, Rating
 from lr_ray.llm import client as clients
-from lr_ray.llm import ledger
 from lr_ray.llm.calls import Call, Calls, Unusable
 from lr_ray.llm.client import Client
 from lr_ray.llm.governor import Governor
 from lr_ray.llm.ledger import Ledger
+from lr_ray.llm.lookup import Recorded
 from lr_ray.llm.replies import scrub
 from lr_ray.store import Store
 from tests.endpoint import Answer, Endpoint, Script, chat, error, in_turn, run, serving, settings
@@ -34,7 +34,7 @@ def ask(
         async with serving(script) as endpoint:
             judge = settings(endpoint.url, **changes)
             client, book = Client(judge, None, Governor(8)), Ledger(store)
-            recorded = ledger.load(store, ledger.scan(store, {prompt_id}).get(prompt_id, []))
+            recorded = Recorded(store).replies(prompt_id)
             counts: Counter[str] = Counter()
             row = Calls(prompt_id, client, book, recorded, judge, lambda name, n: counts.update({name: n}))
             results: list[Any] = []
@@ -189,6 +189,15 @@ def test_what_cannot_change_an_answer_is_not(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"parameters": {"extra_headers": {"x-team": "a"}}, "attempts": 2}
     _, endpoint, _ = ask(tmp_path, in_turn(GOOD), **changes)
     assert endpoint.requests == []
+
+
+def test_hints_are_sent_but_an_answer_is_found_without_them(tmp_path: Path) -> None:
+    hints = {"parameters": {"user": "me", "service_tier": "flex", "extra_body": {"priority": 3}}}
+    (answer,), endpoint, _ = ask(tmp_path, in_turn(GOOD), **hints)
+    (sent,) = endpoint.requests
+    assert (sent["user"], sent["service_tier"], sent["priority"]) == ("me", "flex", 3)
+    assert answer.score == 7
+    assert ask(tmp_path, in_turn(GOOD))[1].requests == []
 
 
 def test_parameters_pass_through_under_their_own_names(tmp_path: Path) -> None:

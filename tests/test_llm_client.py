@@ -2,14 +2,18 @@ import asyncio
 import socket
 import time
 from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from lr_ray.config import Config
 from lr_ray.llm import client as clients
+from lr_ray.llm import transport
 from lr_ray.llm.client import Client, EndpointRefused, GaveUp, Unanswerable, check, shown
 from lr_ray.llm.governor import Governor
+from lr_ray.llm.spending import Stopped
 from tests.endpoint import Answer, Endpoint, Script, chat, error, in_turn, run, serving, settings
 
 KEY = "sk-very-secret"
@@ -59,8 +63,9 @@ def test_a_reply_comes_back_as_it_is_and_the_request_goes_out_as_it_is() -> None
         (200, None, {}),
         (200, b"<html>oops</html>", {}),
         (200, {"error": {"message": "overloaded"}}, {}),
+        (200, b"[" * 100_000, {}),
     ],
-    ids=["429", "500", "503", "408", "hang-up", "not json", "error in 200"],
+    ids=["429", "500", "503", "408", "hang-up", "not json", "error in 200", "too deep"],
 )
 def test_what_a_retry_can_help_is_tried_again(failure: Answer) -> None:
     reply, endpoint, counts = post(in_turn(failure, failure, chat("yes")))
@@ -82,6 +87,20 @@ def test_retry_after_is_honoured(status: int) -> None:
     assert reply["choices"]
     assert len(endpoint.requests) == 2
     assert time.monotonic() - began >= 0.5
+
+
+def test_retry_after_in_milliseconds_goes_first() -> None:
+    began = time.monotonic()
+    answer = error(429, "slow down", retry_after="30", retry_after_ms="300")
+    assert post(in_turn(answer, chat("yes")))[0]["choices"]
+    assert 0.3 <= time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("said", ["", "soon", "nan", "inf", "-5", "Mon, 99 Foo 2020", "1e999"])
+def test_a_retry_after_of_no_sense_is_left_alone(said: str) -> None:
+    began = time.monotonic()
+    assert post(in_turn(error(429, retry_after=said), chat("yes")))[0]["choices"]
+    assert time.monotonic() - began < 5
 
 
 def test_an_endpoint_that_stays_broken_is_given_up() -> None:
@@ -119,6 +138,111 @@ def test_one_request_that_is_too_long_or_filtered_does_not_stop_the_run(answer: 
     assert isinstance(post(in_turn(answer))[0], Unanswerable)
 
 
+def test_an_absurdly_large_reply_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "LARGEST_REPLY", 1 << 20)
+    reply, endpoint, _ = post(in_turn((200, b" " * (3 << 20), {})))
+    assert isinstance(reply, Unanswerable)
+    assert len(endpoint.requests) == 1
+
+
+def test_a_redirect_is_told_and_the_key_stays_here() -> None:
+    reply, endpoint, _ = post(in_turn((307, {}, {"location": "https://me:word@elsewhere/v1/x"})))
+    assert isinstance(reply, EndpointRefused)
+    assert "redirects to 'https://elsewhere/v1/x' (HTTP 307)" in str(reply)
+    assert len(endpoint.requests) == 1
+
+
+class Permits:
+    """In place of a governor: gives leave at once, at the replicas in turn, and hears what becomes of it."""
+
+    def __init__(self, *replicas: int) -> None:
+        self.replicas, self.heard = list(replicas), []
+        self.asked: list[tuple[int, tuple[int, ...]]] = []
+        self.replica = 0
+
+    @asynccontextmanager
+    async def permit(self, tokens: int, order: tuple[int, ...]) -> AsyncIterator["Permits"]:
+        self.asked.append((tokens, order))
+        self.replica = self.replicas.pop(0)
+        yield self
+
+    def succeeded(self, tokens: int = 0, headers: Mapping[str, str] | None = None) -> None:
+        self.heard.append(("succeeded", tokens, (headers or {}).get("X-Left")))
+
+    def throttled(self, retry_after: float | None, headers: Mapping[str, str]) -> None:
+        self.heard.append(("throttled", retry_after, headers.get("X-Left")))
+
+    def broke(self, reason: str) -> None:
+        self.heard.append(("broke", reason))
+
+
+def test_each_try_goes_where_its_permit_says_and_its_end_is_told() -> None:
+    permits: Any = Permits(0, 1, 1, 0, 3)
+    first = in_turn(error(429, retry_after="0.01", x_left="7"), (200, None, {}))
+    status, body, _ = chat("yes")
+    second = in_turn(error(500), error(503, retry_after="0.01"), (status, body, {"x-left": "5"}))
+
+    async def work() -> tuple[int, int]:
+        async with serving(first) as a, serving(second) as b:
+            client = Client(settings([a.url, b.url]), KEY, permits)  # pyrefly: ignore
+            reply = await client.post("/x", b"{}", "u", lambda *_: None, tokens=9, order=(1, 2))
+            assert reply["choices"]
+            await client.close()
+            return len(a.requests), len(b.requests)
+
+    assert run(work) == (2, 3)
+    assert permits.asked == [(9, (1, 2))] * 5
+    assert permits.heard == [
+        ("throttled", 0.01, "7"),
+        ("broke", "HTTP 500"),
+        ("broke", "HTTP 503"),
+        ("broke", "the connection broke (ClientPayloadError)"),
+        ("succeeded", 10, "5"),  # replica 3 of 2 is the second
+    ]
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"total_tokens": 12, "prompt_tokens": 1}, 12),
+        ({"prompt_tokens": 3, "completion_tokens": None}, 3),
+        ({"total_tokens": "many"}, 0),
+        ({"total_tokens": -4}, 0),
+        ({"total_tokens": 10**30}, 0),
+        ({"total_tokens": True}, 0),
+        (None, 0),
+        ([], 0),
+    ],
+)
+def test_what_a_reply_says_it_used(usage: Any, tokens: int) -> None:
+    permits: Any = Permits(0)
+
+    async def work() -> None:
+        async with serving(in_turn((200, {"choices": [], "usage": usage}, {}))) as endpoint:
+            client = Client(settings(endpoint.url), KEY, permits)
+            await client.post("/x", b"{}", "u", lambda *_: None)
+            await client.close()
+
+    run(work)
+    assert permits.heard == [("succeeded", tokens, None)]
+
+
+def test_a_stop_of_the_run_sends_nothing() -> None:
+    class Closed(Permits):
+        def permit(self, tokens: int, order: tuple[int, ...]) -> Any:
+            raise Stopped("the budget is spent")
+
+    async def work() -> list[Any]:
+        async with serving(in_turn(chat("x"))) as endpoint:
+            client = Client(settings(endpoint.url), KEY, Closed())  # pyrefly: ignore
+            with pytest.raises(Stopped, match="the budget is spent"):
+                await client.post("/x", b"{}", "u", lambda *_: None)
+            await client.close()
+            return endpoint.requests
+
+    assert run(work) == []
+
+
 def test_after_a_refusal_nothing_is_sent_any_more() -> None:
     async def work() -> int:
         async with serving(in_turn(error(401))) as endpoint:
@@ -147,13 +271,13 @@ class TestCheck:
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
 
-    def asked(self, script: Script) -> None:
+    def asked(self, script: Script, *others: Script) -> None:
         async def work() -> None:
-            async with serving(script) as endpoint:
-                config = Config.model_validate(
-                    {"run_dir": "x", "judge": {"model": "m", "base_url": endpoint.url}}
-                )
+            async with serving(script) as endpoint, serving(others[0] if others else script) as other:
+                urls = [endpoint.url, other.url] if others else endpoint.url
+                config = Config.model_validate({"run_dir": "x", "judge": {"model": "m", "base_url": urls}})
                 await asyncio.to_thread(check, config)
+                assert bool(other.requests) is bool(others)
 
         run(work)
 
@@ -166,6 +290,20 @@ class TestCheck:
         with pytest.raises(ValueError, match=f"refuses the key in OPENAI_API_KEY .HTTP {status}") as caught:
             self.asked(in_turn(error(status, KEY)))
         assert KEY not in str(caught.value)
+
+    def test_every_replica_is_asked(self) -> None:
+        there = in_turn((200, {"data": []}, {}))
+        self.asked(there, there)
+        with pytest.raises(ValueError, match="refuses the key in OPENAI_API_KEY"):
+            self.asked(there, in_turn(error(401)))
+
+    def test_no_replica_at_all(self) -> None:
+        with pytest.raises(ValueError, match="at least 1 item"):
+            Config.model_validate({"run_dir": "x", "judge": {"model": "m", "base_url": []}})
+
+    def test_a_redirect_is_told(self) -> None:
+        with pytest.raises(ValueError, match=r"redirects to 'http://elsewhere/v1' .HTTP 308"):
+            self.asked(in_turn((308, {}, {"location": "http://elsewhere/v1"})))
 
     def test_a_missing_key_is_called_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("OPENAI_API_KEY")

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from lr_ray.llm import ledger
-from lr_ray.llm.ledger import Ledger, Record
+from lr_ray.llm.ledger import Ledger
+from lr_ray.llm.lookup import Recorded
+from lr_ray.llm.records import Record
 from lr_ray.store import Store
 from tests.endpoint import run
 
@@ -40,8 +42,8 @@ def append(store: Store, *records: Record) -> None:
 
 
 def read(store: Store, *prompts: str) -> dict[str, Any]:
-    found = ledger.scan(store, set(prompts))
-    return {prompt: ledger.load(store, pointers) for prompt, pointers in found.items()}
+    recorded = Recorded(store)
+    return {prompt: recorded.replies(prompt) for prompt in prompts}
 
 
 @pytest.mark.parametrize("kind", [Store, Remote])
@@ -58,14 +60,6 @@ def test_what_was_appended_is_found_again(
         "b": {"2"},
     }
     assert read(store, "b")["b"]["2"] == {"content": "no\n\u2028"}
-
-
-def test_only_wanted_prompts_are_indexed(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    append(store, *(record(str(i), "k") for i in range(10)))
-    assert set(ledger.scan(store, {"3", "x"})) == {"3"}
-    assert set(ledger.scan(store, finished={"3"})) == {str(i) for i in range(10)} - {"3"}
-    assert ledger.scan(Store(str(tmp_path / "empty"))) == {}
 
 
 def test_the_first_of_two_records_counts(tmp_path: Path) -> None:
@@ -159,3 +153,36 @@ def test_kill_9_in_mid_write_loses_nothing_that_was_acknowledged(tmp_path: Path,
     assert len(acknowledged) > 1
     assert acknowledged <= set(replies)
     assert all(reply == {"content": "x" * 50_000} for reply in replies.values())
+
+
+FULL = """
+import asyncio, resource, sys
+from lr_ray.llm.ledger import Ledger
+from lr_ray.store import Store
+
+async def main():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+    book = Ledger(Store(sys.argv[1]))
+    for i in range(100):
+        try:
+            book.check()
+            await book.append({"prompt_id": "a", "key": str(i), "unit": "u", "reply": {"c": "x" * 50_000}})
+            print(i, flush=True)
+        except OSError as error:
+            print(error, flush=True)
+            return
+
+asyncio.run(main())
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_what_is_there(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL, str(tmp_path)]
+    *written, sentence = subprocess.run(
+        command, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert written == ["0", "1", "2"]
+    assert sentence == f"cannot record a paid answer in {tmp_path}/calls: File too large"
+    assert set(read(Store(str(tmp_path)), "a")["a"]) == {"0", "1", "2"}
+    (segment,) = (tmp_path / "calls").glob("*.jsonl")
+    assert segment.read_bytes().endswith(b"}\n")

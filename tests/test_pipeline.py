@@ -1,4 +1,4 @@
-"""The parts of the loop that need no Ray: the run directory's claim, the pairs stage, the forecast."""
+"""The parts of the loop that need no Ray: what is checked first, the claim, the pairs stage."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lr_ray import config, pipeline, plan
+from lr_ray import config, pipeline, preflight
 from lr_ray.rows import JUDGED
 from lr_ray.store import Store
 
@@ -65,26 +65,52 @@ def test_pairs_are_made_again_when_the_rules_change_until_they_were_trained_on(t
 
 
 def test_a_run_directory_keeps_to_what_its_rows_were_made_with(tmp_path: Path) -> None:
-    pipeline.claim(settings(tmp_path, sampling={"n": 4}))
-    pipeline.claim(settings(tmp_path, sampling={"n": 5}))  # nothing was sampled yet
+    preflight.claim(settings(tmp_path, sampling={"n": 4}))
+    preflight.claim(settings(tmp_path, sampling={"n": 5}))  # nothing was sampled yet
     Store(str(tmp_path / "run")).write_rows("judged", [judged("a", [2, 8])], JUDGED)
-    pipeline.claim(settings(tmp_path, sampling={"n": 5, "actors": 2}))
+    preflight.claim(settings(tmp_path, sampling={"n": 5, "actors": 2}))
     with pytest.raises(ValueError, match=r"sampling\.n=5; the config now says 6"):
-        pipeline.claim(settings(tmp_path, sampling={"n": 6}))
+        preflight.claim(settings(tmp_path, sampling={"n": 6}))
 
 
-def test_plan_counts_calls_as_the_method_has_them(tmp_path: Path) -> None:
+def test_rows_judged_with_other_prompts_are_not_added_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preflight.claim(settings(tmp_path), ("judge",))
+    Store(str(tmp_path / "run")).write_rows("judged", [judged("a", [2, 8])], JUDGED)
+    preflight.claim(settings(tmp_path), ("judge",))
+    monkeypatch.setattr(preflight, "prompts_hash", lambda: "other")
+    preflight.claim(settings(tmp_path), ("pairs", "train", "report"))
+    with pytest.raises(ValueError, match="the prompts of another version of lr-ray"):
+        preflight.claim(settings(tmp_path), ("judge",))
+
+
+def test_the_hash_of_the_prompts_depends_on_their_texts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "support.en.md").write_text("one")
+    monkeypatch.setattr(preflight, "files", lambda _: tmp_path)
+    one = preflight.prompts_hash()
+    (tmp_path / "prompts" / "support.en.md").write_text("two")
+    assert preflight.prompts_hash() != one
+
+
+def test_inputs_are_checked_once_and_handed_on(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
-    # 32k tokens of four bytes: 8 chunks, so 8 + 10 * (4 + 10) = 148 calls (method's own count).
-    context = "word " * (32_768 * 4 // 5)
-    path.write_text(json.dumps({"prompt_id": "a", "context": context, "question": "Q?"}) + "\n")
-    forecast = plan.forecast(settings(tmp_path, data={"prompts": [str(path)]}))
-    assert sum(forecast.calls.values()) == pytest.approx(148, abs=1)
-    assert forecast.money is None
-    assert "support" in plan.render(forecast)
+    path.write_text(json.dumps({"prompt_id": "a", "context": "C.", "question": "Q?"}) + "\n")
+    found = preflight.check(settings(tmp_path, data={"prompts": [str(path)]}), ("pairs",))
+    assert found == preflight.Found([], [])
+    with pytest.raises(ValueError, match=r"data\.prompts is not set"):
+        preflight.check(settings(tmp_path), ("sample",))
 
 
-def test_plan_reads_parameters_from_headers() -> None:
-    policy = Path(__file__).parents[1] / "jobs" / "demo" / "policy"
-    assert plan.count_parameters(str(policy)) == 445_312
-    assert plan.count_parameters("no/such/folder") is None
+def test_a_report_alone_needs_no_ray(tmp_path: Path) -> None:
+    Store(str(tmp_path / "run")).write_rows("judged", [judged("a", [2, 8])], JUDGED)
+    assert pipeline.execute(settings(tmp_path), ("report",)) == 0
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_retry_failed_with_nothing_failed_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pipeline.execute(settings(tmp_path), pipeline.RETRY) == 0
+    assert "nothing is in failed/" in capsys.readouterr().err

@@ -16,6 +16,7 @@ import pytest
 
 from lr_ray import simulated, simulated_rules
 from lr_ray.judge.requests import Block, messages, render
+from lr_ray.simulated_limits import FAULTS, Bucket, PrefixCache, Schedule
 
 PASSAGE = "Mira keeps copper. Toben keeps salt. The old mill stands near the river."
 QUESTION = "What do Mira, Toben and Sela keep?"
@@ -124,17 +125,24 @@ def request(kind: str, **changes: Any) -> dict[str, Any]:
     return body | changes
 
 
-def post(url: str, body: Any, path: str = "/chat/completions", key: str = "k") -> tuple[int, Any]:
+def post(
+    url: str, body: Any, path: str = "/chat/completions", key: str = "k", timeout: float = 10
+) -> tuple[int, Any]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     call = urllib.request.Request(f"{url}{path}", data, headers)  # noqa: S310 - loopback
     try:
-        with urllib.request.urlopen(call, timeout=10) as reply:  # noqa: S310
+        with urllib.request.urlopen(call, timeout=timeout) as reply:  # noqa: S310
             return reply.status, json.load(reply)
     except urllib.error.HTTPError as error:
         return error.code, error.headers["retry-after"]
     except (IncompleteRead, ConnectionError):
         return 0, None
+
+
+def stats(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{url}/stats", timeout=10) as reply:  # noqa: S310
+        return json.load(reply)
 
 
 @pytest.fixture(scope="module")
@@ -223,35 +231,151 @@ def test_a_rate_limit_refuses_what_is_over_it_and_says_how_long() -> None:
         assert post(url, request("statements"))[0] == 200
 
 
+def test_a_limit_changes_on_schedule() -> None:
+    now = [0.0]
+    bucket = Bucket(Schedule("600@0,60@20", "x"), lambda: now[0])
+
+    def let_through(seconds: float) -> int:
+        begun, count = now[0], 0
+        while now[0] < begun + seconds:
+            if not bucket.wait(1):
+                bucket.charge(1)
+                count += 1
+            now[0] += 0.01
+        return count
+
+    assert let_through(10) == pytest.approx(110, abs=2)
+    assert let_through(10) == pytest.approx(100, abs=2)
+    assert let_through(20) == pytest.approx(20, abs=2)
+
+
+def test_tokens_are_limited_by_what_the_answers_used() -> None:
+    with simulated.running(tokens_per_minute=60_000, headers=True) as url:
+        results = [post(url, request("logicality", answer="x" * 2000)) for _ in range(12)]
+        used = sum(reply["usage"]["total_tokens"] for status, reply in results if status == 200)
+        told = stats(url)
+    assert 1000 <= used <= 3500
+    assert told["refused"] == {"tokens": 12 - told["answered"]}
+    assert told["prompt_tokens"] + told["completion_tokens"] == used
+    assert [sum(column) for column in zip(*told["seconds"], strict=True)] == [
+        12,
+        told["answered"],
+        told["refused"]["tokens"],
+    ]
+
+
+def test_more_in_flight_than_allowed_are_refused() -> None:
+    with simulated.running(max_concurrency=3, latency=0.3) as url:
+        with ThreadPoolExecutor(8) as pool:
+            got = list(pool.map(lambda _: post(url, request("statements")), range(8)))
+        assert sorted(status for status, _ in got) == [200] * 3 + [429] * 5
+        assert [wait for status, wait in got if status == 429] == [None] * 5
+        assert stats(url)["refused"] == {"concurrency": 5}
+        assert stats(url)["in_flight_peak"] <= 8
+
+
+def test_the_limits_stand_in_headers_when_asked_and_the_wait_can_be_left_out() -> None:
+    with simulated.running(requests_per_minute=120, headers=True, retry_after=False) as url:
+        call = urllib.request.Request(f"{url}/chat/completions", json.dumps(request("statements")).encode())  # noqa: S310
+        with urllib.request.urlopen(call, timeout=10) as reply:  # noqa: S310
+            told = {name: value for name, value in reply.headers.items() if name.startswith("x-ratelimit")}
+        assert told["x-ratelimit-limit-requests"] == "120"
+        assert told["x-ratelimit-remaining-requests"] == "1"
+        assert 0 < float(told["x-ratelimit-reset-requests"].removesuffix("ms")) <= 500
+        assert (429, None) in [post(url, request("statements")) for _ in range(4)]
+
+
+def test_a_small_cache_forgets_and_an_unlimited_one_is_reckoned() -> None:
+    cache = PrefixCache(blocks=4, size=2)
+    assert cache.take("aabbcc").characters == 0
+    assert cache.take("aabbdd").characters == 4
+    assert cache.take("xxyy").characters == 0  # cc leaves, then the end of the least recent prompt
+    hit = cache.take("aabbcc")
+    assert (hit.characters, hit.possible) == (4, 6)
+    assert cache.take("xxyy").characters == 2
+    assert PrefixCache(9, 2).take("a" * 7).possible == 0
+
+
+def test_plain_answers_fit_every_kind(url: str) -> None:
+    from lr_ray.judge import answers as kinds
+
+    with simulated.running(plain=True) as plain:
+        for kind, model in (
+            ("helpfulness", kinds.Rating),
+            ("statements", kinds.Statements),
+            ("support", kinds.Verdict),
+            ("extract", kinds.Facts),
+            ("completeness", kinds.Rating),
+        ):
+            status, reply = post(plain, request(kind))
+            assert status == 200
+            model.model_validate_json(reply["choices"][0]["message"]["content"])
+            assert reply["usage"]["prompt_tokens"] > 100
+
+
 def kinds_of_faults(url: str, count: int) -> list[str]:
     def kind(i: int) -> str:
-        status, reply = post(url, request("statements", answer=f"Mira keeps copper {i}."))
+        try:
+            status, reply = post(url, request("helpfulness", answer=f"Mira keeps copper {i}."), timeout=3)
+        except TimeoutError:
+            return "timeout"
         if status != 200:
-            return {0: "hangup", 429: "throttled", 500: "error"}[status]
+            return {0: "hangup", 429: "throttled", 500: "error", 503: "unavailable"}[status]
         choice = reply["choices"][0]
         if choice["message"]["refusal"]:
             return "refusal"
         if choice["finish_reason"] != "stop":
             return {"length": "truncated"}.get(choice["finish_reason"], choice["finish_reason"])
+        return content(choice["message"]["content"])
+
+    def content(text: str | None) -> str:
         try:
-            json.loads(choice["message"]["content"])
+            return "empty" if not text else "fine" if json.loads(text)["score"] <= 10 else "out_of_range"
         except ValueError:
             return "invalid"
-        return "fine"
 
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(16) as pool:
         return list(pool.map(kind, range(count)))
 
 
 def test_faults_come_in_every_kind_as_often_as_asked_and_the_same_every_time() -> None:
     with simulated.running(faults=0.3) as url:
         first = kinds_of_faults(url, 300)
-    with simulated.running(faults=0.3) as url:
+        told = stats(url)
+    with simulated.running(faults="0.3") as url:
         again = kinds_of_faults(url, 300)
     assert first == again
     counts = Counter(first)
-    assert set(counts) == {*simulated.FAULTS, "fine"}
+    assert set(counts) == {*FAULTS, "fine"}
     assert 60 <= 300 - counts["fine"] <= 120
+    assert told["answered"] == counts.pop("fine")
+    assert told["faulted"] == counts
+
+
+def test_faults_can_be_named() -> None:
+    with simulated.running(faults="empty=0.5,invalid=0.5") as url:
+        assert set(kinds_of_faults(url, 20)) == {"empty", "invalid"}
+
+
+def test_a_503_says_when_to_come_back() -> None:
+    with simulated.running(faults="unavailable=1") as url:
+        assert post(url, request("statements")) == (503, "0.05")
+
+
+@pytest.mark.parametrize(
+    ("knob", "value", "says"),
+    [
+        ("faults", "boredom=0.1", "faults: no kind 'boredom'"),
+        ("faults", "empty=0.6,invalid=0.6", "at most 1 together"),
+        ("faults", "many", "no share"),
+        ("requests_per_minute", "600@x", "requests_per_minute: '600@x' is no number"),
+        ("requests_per_minute", "600@9,300@3", "seconds in rising order"),
+        ("max_concurrency", "0", "max_concurrency: '0': values must be above 0"),
+    ],
+)
+def test_knobs_that_say_nothing_are_one_sentence(knob: str, value: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        simulated.App(simulated.Knobs(**{knob: value}))
 
 
 def test_latency_is_added_without_holding_up_others() -> None:
@@ -265,7 +389,9 @@ def test_latency_is_added_without_holding_up_others() -> None:
 def test_the_judge_starts_alone_and_ends_with_its_block() -> None:
     imports = "import sys, lr_ray.simulated; print([m for m in sys.modules if m.startswith('lr_ray.')])"
     found = subprocess.run([sys.executable, "-c", imports], capture_output=True, text=True, check=True).stdout
-    assert sorted(json.loads(found.replace("'", '"'))) == ["lr_ray.simulated", "lr_ray.simulated_rules"]
+    assert sorted(json.loads(found.replace("'", '"'))) == [
+        f"lr_ray.simulated{part}" for part in ("", "_limits", "_replies", "_rules")
+    ]
     with simulated.running() as url:
         assert post(url, request("statements"))[0] == 200
     with pytest.raises(urllib.error.URLError):

@@ -1,5 +1,6 @@
 """The run directory: whole files only, rows once, ids as the record of what is done."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -60,3 +61,37 @@ def test_prompt_ids_never_become_paths(tmp_path: Path) -> None:
 def test_schema_refuses_what_is_no_row(tmp_path: Path) -> None:
     with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError)):
         Store(str(tmp_path)).write_rows("failed", [{"prompt_id": "a", "stage": "s", "reason": 5}], FAILED)
+
+
+def test_a_file_is_durable_when_written_and_a_failure_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, synced = Store(str(tmp_path)), []
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda file: (synced.append(os.readlink(f"/proc/self/fd/{file}")), real(file))
+    )
+    store.write(b"old", "a", "x")
+    assert synced[0].startswith(f"{tmp_path}/a/.x.")
+    assert synced[1] == f"{tmp_path}/a"
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match=f"^cannot write {tmp_path}/a/x: no space left$"):
+        store.write(b"new", "a", "x")
+    assert os.listdir(tmp_path / "a") == ["x"]
+    assert store.read("a", "x") == b"old"
+
+
+def test_a_url_with_options_has_runs_inside_and_keys_in_it_are_refused() -> None:
+    inner = Store("s3://bucket/run?scheme=http&region=r").sub("evaluation", "before")
+    assert inner.url == "s3://bucket/run/evaluation/before?scheme=http&region=r"
+    assert inner.root == "bucket/run/evaluation/before"
+    with pytest.raises(ValueError, match=r"^s3://…@bucket: keys belong in the environment") as refused:
+        Store("s3://someone:hunter2@bucket/run")
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_relative_path_means_the_same_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sent = pickle.dumps(Store("run"))
+    monkeypatch.chdir("/")
+    assert pickle.loads(sent).root == f"{tmp_path}/run"

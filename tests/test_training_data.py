@@ -14,7 +14,7 @@ from lr_ray.rows import PAIRS
 from lr_ray.store import Store
 from lr_ray.training import folder, launch, reference, source, zero
 from lr_ray.training.batch import PairIds
-from lr_ray.training.checkpoint import Checkpoints, publish
+from lr_ray.training.checkpoint import publish
 from lr_ray.training.measure import Measure, fitting
 from lr_ray.training.record import Record
 from lr_ray.training.tokens import Encoder
@@ -174,13 +174,13 @@ def test_rows_over_the_limit_are_left_out_and_none_left_is_refused() -> None:
 def test_rows_come_from_jsonl_and_parquet_with_their_names(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "run"))
     with pytest.raises(ValueError, match="no rows to train on"):
-        source.read("dpo", [], store)
+        source.read(Training(), store)
     with pytest.raises(ValueError, match=r"training\.data"):
-        source.read("sft", [], store)
+        source.read(Training(method="sft"), store)
     full = {**pair_of("blue"), **dict.fromkeys(PAIRS.names[4:])}
     for name in ("a", "b"):
         store.write_rows("pairs", [{**full, "prompt_id": name}], PAIRS)
-    rows = source.read("dpo", [], store)
+    rows = source.read(Training(), store)
     assert len(rows) == 2
     assert rows[1][0].endswith(".parquet: row 1")
     assert rows[1][1]["chosen"] == [{"role": "assistant", "content": "blue"}]
@@ -188,13 +188,13 @@ def test_rows_come_from_jsonl_and_parquet_with_their_names(tmp_path: Path) -> No
     lines.write_text(
         json.dumps({"messages": [USER, BLUE]}) + "\n\n" + json.dumps({"messages": [USER]}) + "\n"
     )
-    rows = source.read("sft", [str(lines)], store)
+    rows = source.read(Training(method="sft", data=[str(lines)]), store)
     assert rows[1] == (f"{lines}: line 3", {"messages": [USER]})
     lines.write_text('{"messages": []}\n{"mess')
     with pytest.raises(ValueError, match="line 2: not valid JSON"):
-        source.read("sft", [str(lines)], store)
+        source.read(Training(method="sft", data=[str(lines)]), store)
     with pytest.raises(ValueError, match="no column messages"):
-        source.read("sft", [store.path("pairs")], store)
+        source.read(Training(method="sft", data=[store.path("pairs")]), store)
 
 
 def test_reference_scores_are_kept_by_token_ids(tmp_path: Path) -> None:
@@ -226,33 +226,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
         made.fs, made.root = pafs.SubTreeFileSystem(str(tmp_path / "bucket"), pafs.LocalFileSystem()), "run"
         assert not made.local
     return made
-
-
-def test_checkpoints_keep_the_last_two_and_never_read_half_a_one(store: Store) -> None:
-    read: list[str] = []
-
-    def write(folder: str, tag: str) -> None:
-        target = Path(folder, tag)
-        target.mkdir(parents=True, exist_ok=True)
-        (target / "shard").write_text(tag)
-
-    checkpoints = Checkpoints(store, 0, lambda: None)
-    assert checkpoints.latest() is None
-    for step in (10, 20, 30):
-        checkpoints.save(step, {"data": "d"}, write)
-    assert checkpoints.latest() == {"step": 30, "data": "d", "tag": "step-00000030"}
-    assert not store.exists("checkpoints", "step-00000010")
-
-    def die(folder: str, tag: str) -> None:
-        write(folder, tag)
-        raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        checkpoints.save(40, {"data": "d"}, die)
-    found = checkpoints.latest()
-    assert found
-    checkpoints.load(found["tag"], lambda folder, tag: read.append(Path(folder, tag, "shard").read_text()))
-    assert read == ["step-00000030"]
 
 
 def test_a_published_model_is_whole(store: Store, start: str) -> None:

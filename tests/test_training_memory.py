@@ -1,5 +1,7 @@
 """The memory formula against what autograd really saves, and against a process's real peak."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -55,6 +57,47 @@ def test_saved_bytes_a_token_and_layer_are_the_formulas(
     tree, size = made.to_dict(), dtype.itemsize
     expected = tree["hidden_size"] * size if checkpointing else memory.layer(tree, size)
     assert a_layer == pytest.approx(expected, rel=0.1)
+
+
+PEAK = """
+import sys, threading, time, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from lr_ray.training import memory, shared_prefix
+from lr_ray.training.batch import PairIds
+from lr_ray.training.logps import Policy
+checkpointing, tokens = sys.argv[1] == "True", 4096
+shape = LlamaConfig(hidden_size=512, intermediate_size=1408, num_hidden_layers=4, num_attention_heads=8,
+    num_key_value_heads=2, vocab_size=1000, max_position_embeddings=8192)
+model = LlamaForCausalLM(shape).train()
+if checkpointing:
+    model.activation_checkpointing_enable({"use_reentrant": False})
+shared_prefix.prepare(model)
+ids = torch.randint(1000, (tokens,)).tolist()
+def learn(prompt):
+    Policy(model)(shared_prefix.stream([PairIds(prompt, prompt[:8], prompt[:8])])).sum().backward()
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+learn(ids[:64])
+base, seen, over = held(), [0], []
+def watch():
+    while not over:
+        seen.append(held())
+        time.sleep(0.001)
+watcher = threading.Thread(target=watch)
+watcher.start()
+learn(ids)
+over.append(True)
+watcher.join()
+print((max(seen) - base) / memory.activations(shape.to_dict(), tokens, 4, checkpointing))
+"""
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_peak_of_a_process_is_the_formulas(checkpointing: bool) -> None:
+    """What the process really holds more at the peak of a step than before it."""
+    command = [sys.executable, "-c", PEAK, str(checkpointing)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200)
+    assert 0.7 < float(done.stdout.split()[-1]) < 1.3
 
 
 def test_stages_share_out_what_zero_says() -> None:

@@ -1,4 +1,4 @@
-"""Batches, log-probs, the shared prefix, the step and the plain trainer, on a tiny random model."""
+"""Batches, log-probs, the step and the plain trainer, on a tiny random model."""
 
 import itertools
 import random
@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import tiny_model
 import torch
-from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from lr_ray.config import Training
 from lr_ray.training import shared_prefix
 from lr_ray.training.batch import (
     Example,
     PairIds,
+    Totals,
     batch_at,
     micro_batches,
     pad_examples,
@@ -24,7 +24,7 @@ from lr_ray.training.batch import (
 )
 from lr_ray.training.logps import Policy
 from lr_ray.training.sft import fit
-from lr_ray.training.step import learning_rate
+from lr_ray.training.step import Sft, learning_rate
 
 # Models this small gain nothing from threads, and threads wait for each other on a busy machine.
 torch.set_num_threads(1)
@@ -62,66 +62,23 @@ def test_logps_are_those_of_the_whole_model() -> None:
     assert found == pytest.approx(expected, abs=1e-9)
 
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 261,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "initializer_range": 0.1,
-}
-
-
-def families() -> dict[str, Any]:
-    torch.manual_seed(0)
-    return {
-        "llama": tiny_model.model(),
-        "qwen3": Qwen3ForCausalLM(Qwen3Config(**SMALL)),
-        "mistral": MistralForCausalLM(MistralConfig(**SMALL, sliding_window=4096)),
-    }
-
-
-@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_shared_prefix_equals_two_passes(name: str, checkpointing: bool) -> None:
-    model, pairs = families()[name].double(), make_pairs()
-    policy = Policy(model)
-    plain = pad_pairs(pairs)
-    logps = policy(plain)
-    weights = torch.linspace(-1, 1, len(logps), dtype=torch.float64)
-    (logps * weights).sum().backward()
-    gradients = [parameter.grad.clone() for parameter in model.parameters()]
-    model.zero_grad()
-    assert shared_prefix.unsupported(model, 100) is None
-    shared_prefix.prepare(model)
-    if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-        model.train()
-    stream = shared_prefix.stream(pairs)
-    shared = policy(stream)
-    assert torch.equal(stream.owner, plain.owner)
-    torch.testing.assert_close(shared, logps, rtol=0, atol=1e-6)
-    (shared * weights).sum().backward()
-    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-6)
-    # Ordinary batches still go through a prepared model.
-    torch.testing.assert_close(policy(plain), logps, rtol=0, atol=1e-6)
-
-
-def test_the_answers_do_not_see_each_other() -> None:
-    model, pair = tiny_model.model().double(), make_pairs()[0]
-    shared_prefix.prepare(model)
-    other = PairIds(pair.prompt, [(token + 1) % 256 for token in pair.chosen], pair.rejected)
-    one, two = (Policy(model)(shared_prefix.stream([p]))[-len(pair.rejected) :] for p in (pair, other))
-    assert torch.equal(one, two)
-
-
-def test_windows_shorter_than_the_pair_are_refused() -> None:
-    model = MistralForCausalLM(MistralConfig(**SMALL, sliding_window=64))
-    assert "sliding window of 64" in str(shared_prefix.unsupported(model, 65))
-    assert shared_prefix.unsupported(model, 64) is None
+def test_packed_sequences_give_the_loss_and_gradients_of_padded_ones() -> None:
+    examples = [*copies(3), {"input_ids": [1, 2, 3, 4], "labels": [1, -100, 3, 4]}]
+    found = []
+    for packed in (False, True):
+        model = tiny_model.model().double()
+        objective = Sft(packed=packed)
+        if packed:
+            shared_prefix.prepare(model)
+        batch = objective.layout(examples)
+        totals = Totals(len(examples), sum(map(objective.target_tokens, examples)))
+        loss, _ = objective.loss(Policy(model)(batch), batch, examples, totals)
+        loss.backward()
+        found.append((loss.item(), [one.grad for one in model.parameters()]))
+    (padded, gradients), (together, others) = found
+    assert together == pytest.approx(padded, abs=1e-9)
+    for one, other in zip(gradients, others, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
 
 
 def test_logit_tweaks_are_refused() -> None:
@@ -152,7 +109,7 @@ def test_every_pass_sees_every_example_once_in_its_own_order() -> None:
 def test_micro_batches_cover_the_batch_and_group_by_length() -> None:
     lengths = [5, 100, 7, 90, 6, 95, 8, 110]
     passes = [micro_batches(range(8), lengths, 2, 2, rank) for rank in range(2)]
-    assert passes == [[[7, 1], [6, 2]], [[5, 3], [4, 0]]]
+    assert passes == [[[7, 1], [4, 0]], [[5, 3], [6, 2]]]
 
 
 def test_total_steps() -> None:

@@ -1,12 +1,14 @@
 """Trainings without Ray: python training_ranks.py JOBS.json RANK WORLD, one process a rank.
 
-JOBS.json lists {"config": …, "die_at": step or null}; what `worker.loop` returns is written by rank 0
-into the run directory as result.json. `die_at` ends the process before that step, as a kill does.
+JOBS.json lists {"config": …, "die_at": step or null, "stick_at": step or null}; what `worker.loop` returns
+is written by rank 0 into the run directory as result.json. `die_at` ends the training before that step, as a
+kill does; `stick_at` leaves rank 1's shard of the checkpoint after that step half written.
 """
 
 import json
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +21,22 @@ from torch import distributed
 from lr_ray.config import Config
 from lr_ray.store import Store
 from lr_ray.training import worker
+from lr_ray.training.checkpoint import FOLDER, Checkpoints
+
+
+class Sticky(Checkpoints):
+    stick_at = 0
+
+    def _put(self, tag: str, name: str, state: Any) -> int:
+        if self._rank == 1 and tag.startswith(f"step-{self.stick_at:08d}"):
+            folder = Path(self._store.path(FOLDER, tag))
+            folder.mkdir(exist_ok=True)
+            (folder / name).write_bytes(b"half")
+            threading.Event().wait()
+        return super()._put(tag, name, state)
+
+
+worker.Checkpoints = Sticky  # pyrefly: ignore
 
 
 class Mortal(worker.Worker):
@@ -40,6 +58,7 @@ def run(job: dict[str, Any], rank: int) -> None:
     config = Config.model_validate(job["config"])
     result: dict[str, Any] = {}
     mortal = Mortal(config, Store(config.run_dir))
+    Sticky.stick_at = job.get("stick_at") or 0
     try:
         mortal.die_at = job.get("die_at") or 0
         result = {**mortal.train(None), "scored": mortal.scored}

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from lr_ray import rows
-from lr_ray.config import Config, api_key
-from lr_ray.judge import core, retrieval
-from lr_ray.llm import ledger
+from lr_ray.config import DIMENSIONS, Config, api_key
+from lr_ray.judge import core, order, retrieval
+from lr_ray.llm import shared, usage
 from lr_ray.llm.calls import Calls
 from lr_ray.llm.client import Client, GaveUp
-from lr_ray.llm.governor import Governor
+from lr_ray.llm.ledger import Ledger
+from lr_ray.llm.paid import Paid
+from lr_ray.llm.spending import Stopped
 from lr_ray.store import Store
 
 if TYPE_CHECKING:
@@ -25,16 +27,16 @@ COUNT_EVERY = 1.0  # seconds between reports to the tally
 class JudgeActor:
     """Judges `rows_in_flight` rows at once. Everything bound to an event loop is made by the first call."""
 
-    def __init__(self, config: Config, store: Store, recorded: ledger.Recorded, tally: Any = None) -> None:
-        self._config, self._store, self._recorded = config, store, recorded
+    def __init__(self, config: Config, store: Store, tally: Any = None, keeper: Any = None) -> None:
+        self._config, self._store, self._keeper = config, store, keeper
         self._tally = _Tally(tally)
-        if _reborn():
-            # The records of an earlier life of this actor are newer than the driver's index.
-            self._recorded = ledger.scan(store, finished=store.index("judged"))
+        self._beats: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] | None = None
 
     async def __call__(self, packed: rows.Packed) -> rows.Packed:
         """The judged row; a failed one passes through, and one whose calls gave up becomes one.
+
+        When the run stops early, a row that is not done is "left".
 
         Raises:
             EndpointRefused: the endpoint refuses us for good.
@@ -51,24 +53,34 @@ class JudgeActor:
         judge = self._config.judge
         self._started = asyncio.get_running_loop().create_future()
         self._places = asyncio.Semaphore(judge.rows_in_flight)
-        # The limit is for all actors together.
-        governor = Governor(max(1, judge.concurrency // judge.actors))
+        governor = shared.governor(judge, remote=self._keeper is not None)
+        if self._keeper is not None:
+            self._beats = asyncio.create_task(governor.beats(shared.asking(self._keeper)))
+        self._turns = order.Turns(lambda: governor.limit)
         key = api_key(self._config)
         self._client = Client(judge, key, governor)
         self._embedder = Client(judge, key, governor, judge.retrieval.embedding_base_url)
-        self._ledger = ledger.Ledger(self._store)
+        self._ledger = Ledger(self._store)
+        self._paid = Paid(self._store, judge.reuse, self._ledger.name)
 
     async def _judge(self, prompt_id: str, row: rows.Sampled) -> rows.Packed:
-        judge = self._config.judge
+        judge, account = self._config.judge, self._client.governor.account
+        if account.stop is not None:
+            return rows.left(prompt_id, account.stop)
         with self._tally.row():
-            replies = await asyncio.to_thread(ledger.load, self._store, self._recorded.get(prompt_id, []))
-            calls = Calls(prompt_id, self._client, self._ledger, replies, judge, self._tally.count)
+            replies, borrowed = await self._paid.replies(prompt_id)
+            calls = Calls(prompt_id, self._client, self._ledger, replies, judge, self._tally.count, borrowed)
             try:
-                judged = await core.judge_row(row, calls, judge, self._embed(calls))
+                judged = await core.judge_row(row, calls, judge, self._embed(calls), self._turns)
+            except Stopped as stop:
+                return rows.left(prompt_id, str(stop))
             except GaveUp as error:
+                if account.stop is not None:
+                    return rows.left(prompt_id, account.stop)
+                account.row(str(error).partition(": ")[2])  # without the unit, the same for all rows
                 self._tally.count("failed", 1)
                 return rows.failed(prompt_id, "judge", str(error))
-            self._recorded.pop(prompt_id, None)
+            account.row(_fruitless(judged))
             self._tally.count("judged", 1)
             self._tally.count("unscored", _unscored(judged))
         return rows.pack("judged", judged)
@@ -80,9 +92,25 @@ class JudgeActor:
     async def close(self) -> None:
         """Close connections and the ledger; for uses without Ray, which kills its actors."""
         if self._started is not None:
+            if self._beats is not None:
+                self._beats.cancel()
             await self._client.close()
             await self._embedder.close()
             self._ledger.close()
+
+
+def _fruitless(judged: rows.Judged) -> str:
+    """Why no candidate has a score in some dimension that counts; empty where each has one somewhere."""
+    for dimension in DIMENSIONS:
+        reasons = [
+            missing["reason"]
+            for one in judged["candidates"]
+            for missing in one["unscored"]
+            if missing["dimension"] == dimension and missing["reason"] != core.NO_WEIGHT
+        ]
+        if len(reasons) == len(judged["candidates"]):
+            return reasons[0]
+    return ""
 
 
 def _unscored(judged: rows.Judged) -> int:
@@ -127,23 +155,14 @@ class _Tally:
             self._counts = {}
 
 
-def _reborn() -> bool:
-    """Whether this process is a later life of a Ray actor that died."""
-    import ray
-
-    if not ray.is_initialized():
-        return False
-    context = ray.get_runtime_context()
-    return context.get_actor_id() is not None and context.was_current_actor_reconstructed
-
-
-def judge_stage(
-    dataset: "Dataset", config: Config, store: Store, tally: Any = None, unfinished: set[str] | None = None
-) -> "Dataset":
+def judge_stage(dataset: "Dataset", config: Config, store: Store, tally: Any = None) -> "Dataset":
     """Packed rows of kind sampled or failed → judged or failed.
 
-    Answers that the ledger in `store` holds for `unfinished` prompts (none: for all) are not paid again.
+    Answers that the ledger in `store` holds, or that of a run in `judge.reuse`, are not paid again.
     `tally` is None or the handle of an actor with the method ``add({counter: number})``.
+
+    Raises:
+        ValueError: a run in `judge.reuse` holds no calls.
     """
     from ray.data import ActorPoolStrategy
     from ray.util.annotations import RayDeprecationWarning
@@ -151,12 +170,15 @@ def judge_stage(
     judge = config.judge
     # The endpoint is settled here: the driver's environment need not be the actors'. The key is not.
     url = judge.base_url or os.environ.get("OPENAI_BASE_URL")
-    config = config.model_copy(update={"judge": judge.model_copy(update={"base_url": url})})
+    # A relative path means another folder there.
+    reuse = [Store(run).absolute for run in judge.reuse]
+    config = config.model_copy(update={"judge": judge.model_copy(update={"base_url": url, "reuse": reuse})})
+    Paid(store, reuse).prepare()
     arguments = {
         "config": config,
         "store": store,
-        "recorded": ledger.scan(store, unfinished),
         "tally": tally,
+        "keeper": shared.keeper(config, _spent(config)),
     }
     with warnings.catch_warnings():
         # Ray 2.60 deprecates remote arguments without a name of their own, and max_concurrency has none yet.
@@ -168,3 +190,8 @@ def judge_stage(
             num_cpus=judge.num_cpus,
             max_concurrency=judge.rows_in_flight,
         )
+
+
+def _spent(config: Config) -> float:
+    """Money that the run cost before, which only a budget asks for."""
+    return usage.money(Store(config.run_dir), config.judge.prices) if config.judge.budget else 0.0

@@ -5,9 +5,10 @@ Our check allows one less than the schema does: an answer that reaches a bound m
 and is refused rather than taken for whole.
 """
 
-from typing import Annotated, Any, Literal
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 ANALYSIS_CHARS = 4000
 TEXT_CHARS = 2000  # of a statement or a fact
@@ -41,6 +42,32 @@ class Verdict(_Answer):
     verdict: Literal["full", "partial", "none"]
 
 
+class Numbered(Verdict):
+    """The verdict on the statement of that number."""
+
+    statement: int
+
+
+class Verdicts(_Answer):
+    """The verdicts on `count` statements, in order; see `of`."""
+
+    count: ClassVar[int] = 0
+    verdicts: list[Numbered]
+
+    @staticmethod
+    @cache
+    def of(count: int) -> "type[Verdicts]":
+        """The answer to a call with `count` statements."""
+        return cast(type[Verdicts], type(f"Verdicts{count}", (Verdicts,), {"count": count}))
+
+    @field_validator("verdicts")
+    @classmethod
+    def _complete(cls, found: list[Numbered]) -> list[Numbered]:
+        if [verdict.statement for verdict in found] != list(range(1, cls.count + 1)):
+            raise ValueError(f"not one verdict for each of {cls.count} statements, in order")
+        return found
+
+
 class Facts(_Answer):
     """What a chunk says about the question; empty when it says nothing."""
 
@@ -60,11 +87,23 @@ _ANALYSIS = {"type": "string", "maxLength": ANALYSIS_CHARS}
 _TEXTS = {"type": "array", "items": {"type": "string", "maxLength": TEXT_CHARS}, "maxItems": ITEMS}
 _RATING = _object(analysis=_ANALYSIS, score={"type": "integer", "minimum": 0, "maximum": 10})
 
+_VERDICT = {"analysis": _ANALYSIS, "verdict": {"type": "string", "enum": ["full", "partial", "none"]}}
+
 SCHEMAS: dict[str, dict[str, Any]] = {
     "helpfulness": _RATING,
     "logicality": _RATING,
     "statements": _object(statements=_TEXTS),
-    "support": _object(analysis=_ANALYSIS, verdict={"type": "string", "enum": ["full", "partial", "none"]}),
+    "support": _object(**_VERDICT),
     "extract": _object(facts=_TEXTS),
     "completeness": _RATING,
 }
+
+
+def schema(kind: str, answer: type[BaseModel]) -> dict[str, Any]:
+    """The schema of a call of `kind` whose answer is `answer`."""
+    return _several(answer.count) if issubclass(answer, Verdicts) else SCHEMAS[kind]
+
+
+def _several(count: int) -> dict[str, Any]:
+    numbered = _object(statement={"type": "integer", "minimum": 1, "maximum": count}, **_VERDICT)
+    return _object(verdicts={"type": "array", "items": numbered, "minItems": count, "maxItems": count})

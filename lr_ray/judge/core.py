@@ -5,25 +5,27 @@ Chunks, index and extracts are made once for all candidates, and equal requests 
 """
 
 import asyncio
+import functools
 import time
-from collections.abc import Awaitable, Coroutine, Iterable
+from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel
 
 from lr_ray.config import DIMENSIONS, Judge
-from lr_ray.judge import answers, chunks, requests, retrieval
+from lr_ray.judge import answers, chunks, repeats, requests, retrieval, support
+from lr_ray.judge.order import Turn, Turns
 from lr_ray.judge.requests import Block
 from lr_ray.judge.reward import faithfulness, reward, weighted
-from lr_ray.llm.calls import Call, Unusable
-from lr_ray.rows import Candidate, Extract, Judged, JudgedCandidate, Sampled, Statement, Usage
+from lr_ray.judge.together import Missing, both, everything, usable
+from lr_ray.llm.calls import Call
+from lr_ray.rows import Candidate, Extract, Judged, JudgedCandidate, Passage, Sampled, Statement, Usage
 
 NO_STATEMENTS = "no factual statements"
 NO_WEIGHT = "not judged: its weight is 0"
 
 A = TypeVar("A", bound=BaseModel)
-T = TypeVar("T")
 
 
 class Asks(Protocol):
@@ -46,22 +48,28 @@ class Score:
 
 
 async def judge_row(
-    row: Sampled, asks: Asks, settings: Judge, embed: retrieval.Embed | None = None
+    row: Sampled,
+    asks: Asks,
+    settings: Judge,
+    embed: retrieval.Embed | None = None,
+    turns: Turns | None = None,
 ) -> Judged:
     """The row with scores, rewards and evidence of all its candidates.
 
     A dimension for which no attempt gave usable content is unscored. With `embed`, passages are found by
-    the embeddings it gives; else by BM25.
+    the embeddings it gives; else by BM25. `turns` orders its calls among those of other rows.
 
     Raises:
         EndpointRefused, GaveUp: once everything else of the row has been asked, and so recorded.
     """
-    judge = _Row(row, asks, settings)
-    # Cutting and indexing a long context would hold up the calls of the other rows.
-    await asyncio.to_thread(judge.prepare, embed)
-    extracting = asyncio.ensure_future(judge.extract())
-    judged = [judge.candidate(candidate, extracting) for candidate in row["candidates"]]
-    candidates, (extracts, _) = await _both(_all(judged), extracting)
+    with (turns or Turns()).row(row["context"]) as turn:
+        judge = _Row(row, asks, settings, turn)
+        # Cutting and indexing a long context would hold up the calls of the other rows.
+        await asyncio.to_thread(judge.prepare, embed)
+        extracting = asyncio.ensure_future(judge.extract())
+        judged = [judge.candidate(candidate, extracting) for candidate in row["candidates"]]
+        candidates, (extracts, _) = await both(everything(judged), extracting)
+        candidates = await repeats.settle(candidates, functools.partial(judge.again, extracts), settings)
     return {
         "prompt_id": row["prompt_id"],
         "context": row["context"],
@@ -84,8 +92,8 @@ Extracts = tuple[list[Extract], str]  # and why some are missing, if some are
 class _Row:
     """The calls over one context and question."""
 
-    def __init__(self, row: Sampled, asks: Asks, settings: Judge) -> None:
-        self._row, self._asks, self._settings = row, asks, settings
+    def __init__(self, row: Sampled, asks: Asks, settings: Judge, turn: Turn) -> None:
+        self._row, self._asks, self._settings, self._turn = row, asks, settings, turn
         self._question = Block("question", row["question"])
         self._weighted = weighted(settings.weights)
         self.language = requests.language(row["context"])
@@ -94,6 +102,8 @@ class _Row:
         """Cut the context, and index it where faithfulness counts."""
         settings, context = self._settings, self._row["context"]
         measure = chunks.measure(settings.tokenizer)
+        counted = measure.upto(context)  # once: a tokenizer takes its time
+        measure = measure._replace(upto=lambda _: counted)
         self._chunks = chunks.split(context, settings.extract_chunk_tokens, measure)
         if "faithfulness" in self._weighted:
             passages = chunks.split(context, settings.retrieval.chunk_tokens, measure)
@@ -103,16 +113,14 @@ class _Row:
         """What each chunk says about the question, in document order."""
         if "completeness" not in self._weighted:
             return [], NO_WEIGHT
-        asked = [
-            self._ask(
-                "extract", [Block("document", chunk["text"]), self._question], answers.Facts, None, number
-            )
-            for number, chunk in enumerate(self._chunks)
-        ]
+        asked = []
+        for number, chunk in enumerate(self._chunks):
+            blocks = [Block("document", chunk["text"]), self._question]
+            asked.append(self._ask("extract", blocks, answers.Facts, None, index=number))
         extracts: list[Extract] = []
         reasons: list[str] = []
-        for chunk, facts in zip(self._chunks, await _all(map(_usable, asked)), strict=True):
-            if isinstance(facts, _Missing):
+        for chunk, facts in zip(self._chunks, await everything(map(usable, asked)), strict=True):
+            if isinstance(facts, Missing):
                 reasons.append(f"an extract of the document is missing: {facts.reason}")
             else:
                 extracts.append({"position": chunk["position"], "facts": facts.facts})
@@ -132,7 +140,7 @@ class _Row:
             if name not in self._weighted:
                 ways[name].close()
                 ways[name] = _unweighted()
-        scored = dict(zip(ways, await _all(ways.values()), strict=True))
+        scored = dict(zip(ways, await everything(ways.values()), strict=True))
         scores: Any = {name: scored[name].score for name in DIMENSIONS}
         analyses: Any = {name: scored[name].analysis for name in DIMENSIONS if name != "faithfulness"}
         return {
@@ -148,11 +156,21 @@ class _Row:
             ],
             "statements": list(scored["faithfulness"].statements),
             "analyses": analyses,
+            "repeats": [],
         }
 
-    async def _rate(self, kind: str, blocks: list[Block], number: int) -> Score:
-        rating = await _usable(self._ask(kind, blocks, answers.Rating, number))
-        if isinstance(rating, _Missing):
+    async def again(
+        self, extracts: list[Extract], kind: str, candidate: JudgedCandidate, sample: int
+    ) -> float | None:
+        """Sample number `sample` of a rating of a candidate; None where it is unusable."""
+        answer = Block("answer", candidate["text"])
+        facts = _shown(extracts) if kind == "completeness" else []
+        score = await self._rate(kind, [self._question, *facts, answer], candidate["index"], sample)
+        return score.score
+
+    async def _rate(self, kind: str, blocks: list[Block], number: int, sample: int = 0) -> Score:
+        rating = await usable(self._ask(kind, blocks, answers.Rating, number, sample=sample))
+        if isinstance(rating, Missing):
             return Score(None, rating.reason)
         return Score(float(rating.score), analysis=rating.analysis)
 
@@ -160,83 +178,56 @@ class _Row:
         extracts, missing = await extracting
         if missing:
             return Score(None, missing)
-        facts = [
-            Block("extract", "\n".join(extract["facts"]), extract["position"])
-            for extract in extracts
-            if extract["facts"]
-        ]
-        return await self._rate("completeness", [self._question, *facts, answer], number)
+        return await self._rate("completeness", [self._question, *_shown(extracts), answer], number)
 
     async def _faithfulness(self, answer: Block, number: int) -> Score:
-        split = await _usable(self._ask("statements", [self._question, answer], answers.Statements, number))
-        if isinstance(split, _Missing):
+        blocks = [self._question, answer]
+        split = await usable(self._ask("statements", blocks, answers.Statements, number))
+        if isinstance(split, Missing):
             return Score(None, split.reason)
-        # A claim made twice is one claim, or repeating a true one would raise the mean.
-        texts = list(dict.fromkeys(split.statements))
-        if not texts:
+        if not split.statements:
             fixed = self._settings.no_statements_score
             return Score(fixed, "" if fixed is not None else NO_STATEMENTS)
-        statements = await _all(self._verify(text, number, i) for i, text in enumerate(texts))
+        ask = functools.partial(self._verdicts, number)
+        statements = await support.verify(split.statements, self._index, ask, self._settings)
         verdicts = [statement["verdict"] for statement in statements if statement["verdict"]]
         if len(verdicts) < len(statements):
             reason = next(s["unscored"] for s in statements if s["unscored"])
             return Score(None, f"a statement has no verdict: {reason}", statements=tuple(statements))
         return Score(faithfulness(verdicts), statements=tuple(statements))
 
-    async def _verify(self, text: str, number: int, index: int) -> Statement:
-        statement: Statement = {
-            "text": text,
-            "verdict": None,
-            "analysis": "",
-            "unscored": None,
-            "passages": [],
-        }
-        found = await _usable(self._index.top(text, self._settings.retrieval.top_k))
-        if isinstance(found, _Missing):
-            return {**statement, "unscored": found.reason}
-        blocks = [*(Block("passage", passage["text"]) for passage in found), Block("statement", text)]
-        verdict = await _usable(self._ask("support", blocks, answers.Verdict, number, index))
-        if isinstance(verdict, _Missing):
-            return {**statement, "passages": found, "unscored": verdict.reason}
-        return {**statement, "passages": found, "verdict": verdict.verdict, "analysis": verdict.analysis}
+    async def _verdicts(
+        self, number: int, passages: list[Passage], statements: list[str], index: int
+    ) -> list[answers.Verdict]:
+        found = [Block("passage", passage["text"]) for passage in passages]
+        where = tuple(round(passage["position"] * len(self._row["context"])) for passage in passages)
+        if len(statements) == 1:
+            blocks = [*found, Block("statement", statements[0])]
+            return [await self._ask("support", blocks, answers.Verdict, number, index, where)]
+        blocks = found + [Block("statement", text, number=i) for i, text in enumerate(statements, 1)]
+        answer = answers.Verdicts.of(len(statements))
+        return list((await self._ask("support", blocks, answer, number, index, where)).verdicts)
 
     def _ask(
-        self, kind: str, blocks: list[Block], answer: type[A], number: int | None, index: int = 0
+        self,
+        kind: str,
+        blocks: list[Block],
+        answer: type[A],
+        number: int | None,
+        index: int = 0,
+        where: tuple[int, ...] = (),
+        sample: int = 0,
     ) -> Awaitable[A]:
-        messages = requests.messages(kind, self.language, blocks)
-        return self._asks.ask(Call(kind, messages, answers.SCHEMAS[kind], answer, number, index))
+        messages, schema = requests.messages(kind, self.language, blocks), answers.schema(kind, answer)
+        call = Call(kind, messages, schema, answer, number, index or sample, sample=sample)
+        shared = sum(len(block.text) for block in blocks[:-1])
+        return self._turn.take(call, where, shared, self._asks.ask)
 
 
 async def _unweighted() -> Score:
     return Score(None, NO_WEIGHT)
 
 
-@dataclass(frozen=True)
-class _Missing:
-    """In place of something that no attempt gave, because of `reason`."""
-
-    reason: str
-
-
-async def _usable(asked: Awaitable[T]) -> T | _Missing:
-    try:
-        return await asked
-    except Unusable as error:
-        return _Missing(str(error))
-
-
-async def _all(asked: Iterable[Awaitable[T]]) -> list[T]:
-    """All results; a failure is raised when the others are done, so that what they pay for is kept."""
-    results = await asyncio.gather(*asked, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results  # pyrefly: ignore
-
-
-async def _both(first: Coroutine[Any, Any, T], second: Awaitable[Extracts]) -> tuple[T, Extracts]:
-    one, two = await asyncio.gather(first, second, return_exceptions=True)
-    for result in (one, two):
-        if isinstance(result, BaseException):
-            raise result
-    return one, two  # pyrefly: ignore
+def _shown(extracts: list[Extract]) -> list[Block]:
+    """The extracts that say something, as blocks."""
+    return [Block("extract", "\n".join(e["facts"]), e["position"]) for e in extracts if e["facts"]]

@@ -45,8 +45,11 @@ class Words:
             self._index = BM25()
             self._index.index(corpus, show_progress=False)
 
-    async def top(self, statement: str, k: int) -> list[Passage]:
-        """The k best passages, in document order; all when there are fewer."""
+    async def top(self, statements: list[str], k: int) -> list[list[Passage]]:
+        """The k best passages for each statement, in document order; all when there are fewer."""
+        return [self._top(statement, k) for statement in statements]
+
+    def _top(self, statement: str, k: int) -> list[Passage]:
         wanted = list(dict.fromkeys(terms(statement)))
         if len(self._passages) <= k or self._index is None or not wanted:
             return self._passages[:k]
@@ -60,21 +63,26 @@ class Meanings:
         self._passages, self._embed = passages, embed
         self._vectors: asyncio.Future[Vectors] | None = None
 
-    async def top(self, statement: str, k: int) -> list[Passage]:
-        """The k best passages, in document order; all when there are fewer.
+    async def top(self, statements: list[str], k: int) -> list[list[Passage]]:
+        """The k best passages for each statement, in document order; all when there are fewer.
+
+        The statements are embedded by one request.
 
         Raises:
             Unusable: the embedding endpoint's reply does not fit.
         """
         if len(self._passages) <= k:
-            return self._passages
+            return [self._passages] * len(statements)
         if self._vectors is None:
             texts = [passage["text"] for passage in self._passages]
             self._vectors = asyncio.ensure_future(self._embed(texts))
-        vectors, query = await asyncio.gather(self._vectors, self._embed([statement]))
-        if vectors.shape[1] != query.shape[1]:
+        vectors, queries = await asyncio.gather(self._vectors, self._embed(statements))
+        if vectors.shape[1] != queries.shape[1]:
             raise Unusable("the embedding endpoint mixes vectors of several widths")
-        return _best(self._passages, vectors @ query[0], k)
+        return [_best(self._passages, vectors @ query, k) for query in queries]
+
+
+Index = Words | Meanings
 
 
 def _best(passages: list[Passage], scores: Any, k: int) -> list[Passage]:

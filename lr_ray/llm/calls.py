@@ -1,15 +1,19 @@
 """The calls of one row: recorded ones are replayed, each other one is paid once and recorded.
 
-A reply that cannot be used is asked for again as its kind demands; it never becomes an answer:
-cut off (`finish_reason=length`) → more room; refused or filtered → one new sample; not what the schema
-asks for, or empty → new samples, at temperature 0.95 (the paper's attempts).
+What goes wrong has a treatment of its own, and never becomes an answer:
+429, 5xx, time-out, hang-up → the same request again, after a pause (`client`);
+cut off (`finish_reason=length`) → once more with more room;
+refused or filtered → one new sample;
+not what the schema asks for, out of range or empty → new samples, at temperature 0.95 (as the paper does);
+refused for good, as a prompt over the window, or still of no use → unscored, with the reason.
+Only the unit itself is asked again, in this run and in a later one.
 """
 
 import asyncio
 import base64
 import hashlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -24,13 +28,29 @@ from lr_ray.llm.client import Client, Count, Unanswerable
 from lr_ray.llm.governor import Order
 from lr_ray.llm.ledger import Ledger
 from lr_ray.llm.replies import Bad, read, slim
+from lr_ray.meter import cost
 from lr_ray.rows import Message, Usage
 
 NEW_SAMPLE_TEMPERATURE = 0.95  # of every attempt but the first (the authors' code)
 MORE_ROOM = 2  # times the tokens, once, after a reply was cut off
 SAMPLES_OF_A_REFUSAL = 2  # a model that refuses twice means it
+APART = 1000  # between the numbers of the attempts of two samples, which tell their records apart
 EMBEDDINGS_A_CALL = 64
+CHAT = "/chat/completions"
+TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens")
+BYTES_A_TOKEN, ANSWER_TOKENS = 4, 150  # about what a call uses, for the governor
 CONNECTION_PARAMETERS = {"extra_headers", "extra_query", "timeout"}  # cannot change an answer
+# Nor can these: they are sent, but an answer is found again without them.
+HINTS = {
+    "metadata",
+    "priority",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+}
 
 A = TypeVar("A", bound=BaseModel)
 Vectors = npt.NDArray[np.float32]
@@ -46,6 +66,7 @@ class Call(Generic[A]):
 
     `name` is the kind of call and of its schema; `candidate` (none: shared by all) and `index` only
     identify the unit in the header X-Lr-Unit. Of calls that wait, the smallest `order` goes first.
+    A `sample` above 0 asks once more for what was answered: each has attempts of its own.
     """
 
     name: str
@@ -55,6 +76,7 @@ class Call(Generic[A]):
     candidate: int | None = None
     index: int = 0
     order: Order = ()
+    sample: int = 0
 
 
 class Calls:
@@ -68,6 +90,7 @@ class Calls:
         recorded: dict[str, Any],
         settings: Judge,
         count: Count,
+        borrowed: Container[str] = (),
     ) -> None:
         self.usage: Usage = {
             "calls": 0,
@@ -80,7 +103,12 @@ class Calls:
         self.first_call_at = time.time()
         self._prompt_id, self._client, self._ledger = prompt_id, client, ledger
         self._recorded, self._settings, self._count_all = recorded, settings, count
-        self._asked: dict[bytes, asyncio.Task[Any]] = {}
+        given = settings.parameters | (settings.parameters.get("extra_body") or {})
+        hints = {k: v for k, v in given.items() if k in HINTS and v is not None}
+        self._hints = b"," + orjson.dumps(hints)[1:] if hints else b"}"  # how a request's JSON goes on
+        self._borrowed = borrowed  # keys of `recorded` that are another run's, to be copied when used
+        self._account = client.governor.account
+        self._asked: dict[str, asyncio.Task[Any]] = {}
 
     async def ask(self, call: Call[A]) -> A:
         """The validated answer to `call`.
@@ -88,9 +116,12 @@ class Calls:
         Raises:
             Unusable: no attempt gave one.
             EndpointRefused, GaveUp: see `client`.
+            Stopped: the run stops early, before this call was made.
         """
-        same = hashlib.sha256(orjson.dumps([call.name, call.messages])).digest()
-        return await self._once(same, lambda: self._attempts(call))
+        # The messages are long: they are serialised and hashed once, also to find equal requests.
+        body = self._body(call, NEW_SAMPLE_TEMPERATURE if call.sample else 0.0, self._room())
+        key = _key(CHAT, call.sample * APART, body)
+        return await self._once(key, lambda: self._attempts(call, body, key))
 
     async def embed(self, texts: list[str], model: str, client: Client) -> Vectors:
         """Unit-length embeddings of `texts` from `model` at `client`'s /v1/embeddings, shape (texts, width).
@@ -105,25 +136,33 @@ class Calls:
             raise Unusable("the embedding endpoint mixes vectors of several widths")
         return np.concatenate(vectors)
 
-    async def _once(self, key: bytes, work: Callable[[], Awaitable[Any]]) -> Any:
+    async def _once(self, key: str, work: Callable[[], Awaitable[Any]]) -> Any:
         task = self._asked.get(key)
         if task is None:
             task = self._asked[key] = asyncio.ensure_future(work())
         return await task
 
-    async def _attempts(self, call: Call[A]) -> A:
-        room = int(self._settings.parameters.get("max_completion_tokens") or self._settings.max_tokens)
+    def _room(self) -> int:
+        return int(self._settings.parameters.get("max_completion_tokens") or self._settings.max_tokens)
+
+    async def _attempts(self, call: Call[A], body: bytes, key: str) -> A:
+        """The answer; `body` and `key` are of the first attempt."""
         cut = refused = 0
         unit = self._unit(call)
         for attempt in range(self._settings.attempts):
-            temperature = NEW_SAMPLE_TEMPERATURE if attempt > cut else 0.0
-            body = self._body(call, temperature, room * MORE_ROOM if cut else room)
+            if attempt:
+                temperature = NEW_SAMPLE_TEMPERATURE if call.sample or attempt > cut else 0.0
+                body = self._body(call, temperature, self._room() * (MORE_ROOM if cut else 1))
+                key = _key(CHAT, call.sample * APART + attempt, body)
+            reply, paid = await self._reply(self._client, CHAT, body, key, unit, call.order)
             try:
-                reply = await self._reply(self._client, "/chat/completions", body, attempt, unit, call.order)
-                return read(reply, call.answer)
-            except Unanswerable as error:
-                raise Unusable(str(error)) from error
+                answer = read(reply, call.answer)
+                if paid:
+                    self._account.answered()
+                return answer
             except Bad as bad:
+                if paid:
+                    self._account.unusable(str(bad))
                 reason = f"{bad} ({attempt + 1} attempt{'s' if attempt else ''})"
                 refused += bad.kind == "refused"
                 # A reply cut off at temperature 0 is given more room once, before new samples are drawn.
@@ -134,7 +173,7 @@ class Calls:
         raise AssertionError("attempts is at least 1")
 
     def _body(self, call: Call[A], temperature: float, room: int) -> bytes:
-        """The request, serialised once: it is sent and hashed as these bytes."""
+        """The request but for its hints, serialised once: it is hashed and sent as these bytes."""
         messages, settings = call.messages, self._settings
         body: dict[str, Any] = {"model": settings.model, "temperature": temperature, "max_tokens": room}
         given = {k: v for k, v in settings.parameters.items() if k not in CONNECTION_PARAMETERS}
@@ -142,7 +181,7 @@ class Calls:
         if given.pop("max_completion_tokens", None):
             # Newer endpoints know the limit by this name only.
             body["max_completion_tokens"] = body.pop("max_tokens")
-        body |= dict(sorted({**given, **extra}.items()))
+        body |= {k: v for k, v in sorted({**given, **extra}.items()) if k not in HINTS}
         if settings.structured_output == "json_schema":
             schema = {"name": call.name, "strict": True, "schema": call.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -152,29 +191,46 @@ class Calls:
         return orjson.dumps({k: v for k, v in body.items() if v is not None} | {"messages": messages})
 
     async def _reply(
-        self, client: Client, path: str, body: bytes, attempt: int, unit: str, order: Order = ()
-    ) -> dict[str, Any]:
-        """The reply to `body`, from the ledger or, once it is in the ledger, from the endpoint."""
-        key = hashlib.sha256(b"%s\0%d\0%s" % (path.encode(), attempt, body)).hexdigest()
+        self, client: Client, path: str, body: bytes, key: str, unit: str, order: Order = ()
+    ) -> tuple[dict[str, Any], bool]:
+        """The reply to `body`, and whether it is paid now: then it is in the ledger, under `key`.
+
+        Raises:
+            Unusable: the endpoint will never answer it.
+        """
         reply = self._recorded.get(key)
         reused = reply is not None
         if reply is None:
-            reply = slim(await client.post(path, body, unit, self._count, order=order))
-            record = {"prompt_id": self._prompt_id, "key": key, "unit": unit, "reply": reply}
-            await self._ledger.append(record)  # pyrefly: ignore
-            for name in ("prompt_tokens", "cached_tokens", "completion_tokens"):
+            self._ledger.check()
+            tokens = len(body) // BYTES_A_TOKEN + ANSWER_TOKENS
+            sent = body[:-1] + self._hints if path == CHAT else body
+            try:
+                reply = slim(await client.post(path, sent, unit, self._count, tokens=tokens, order=order))
+            except Unanswerable as error:
+                self._account.unusable(str(error))
+                raise Unusable(str(error)) from error
+            self._account.paid(cost(reply, self._settings.prices) or 0.0)
+        if not reused or key in self._borrowed:  # what is borrowed cost this run nothing
+            await self._ledger.append(
+                {
+                    "prompt_id": self._prompt_id,
+                    "key": key,
+                    "unit": unit,
+                    "reply": {**reply, **dict.fromkeys(TOKENS, 0)} if reused else reply,
+                }
+            )
+        if not reused:
+            for name in TOKENS:
                 self._count(name, reply[name])
         self._count("calls", 1)
         self._count("reused", int(reused))
-        return reply
+        return reply, not reused
 
     async def _batch(self, texts: list[str], model: str, client: Client) -> Vectors:
         body = orjson.dumps({"model": model, "input": texts, "encoding_format": "base64"})
         unit = f"{_safe(self._prompt_id)}/-/embeddings/0"
-        try:
-            reply = await self._once(body, lambda: self._reply(client, "/embeddings", body, 0, unit))
-        except Unanswerable as error:
-            raise Unusable(str(error)) from error
+        key = _key("/embeddings", 0, body)
+        reply, _ = await self._once(key, lambda: self._reply(client, "/embeddings", body, key, unit))
         vectors = [np.frombuffer(base64.b64decode(text), np.float16) for text in reply["vectors"] or []]
         if len(vectors) != len(texts) or len({len(vector) for vector in vectors}) != 1:
             raise Unusable("the embedding endpoint did not give one vector a text")
@@ -191,6 +247,13 @@ class Calls:
             self.usage[name] += number  # pyrefly: ignore
         if number:
             self._count_all("calls_reused" if name == "reused" else name, number)
+
+
+def _key(path: str, attempt: int, body: bytes) -> str:
+    """What a reply is recorded under: a hash of all that can change it."""
+    digest = hashlib.sha256(b"%s\0%d\0" % (path.encode(), attempt))
+    digest.update(body)
+    return digest.hexdigest()
 
 
 def _with_schema(messages: list[Message], schema: dict[str, Any]) -> list[Message]:

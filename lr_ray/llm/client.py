@@ -1,4 +1,4 @@
-"""One chat endpoint: requests out, JSON replies in, retries where a retry can help.
+"""One chat endpoint, or replicas of one: requests out, JSON replies in, retries where a retry can help.
 
 Failures, by what they call for:
 - `EndpointRefused` (a ValueError): no call can succeed (key, model or request refused); the run stops.
@@ -13,7 +13,8 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -21,7 +22,8 @@ import orjson
 
 from lr_ray.config import Config, Judge
 from lr_ray.config import api_key as configured_key
-from lr_ray.llm.governor import Governor, Order
+from lr_ray.llm.governor import NO_HEADERS, Governor, Order, Permit
+from lr_ray.llm.transport import CONNECT, LARGEST_REPLY, TooLarge, Transport
 
 Count = Callable[[str, int], None]
 
@@ -29,6 +31,7 @@ BACKOFF, LONGEST_BACKOFF = 0.5, 60.0  # seconds; doubled a try, with full jitter
 LONGEST_RETRY_AFTER = 600.0  # seconds; an endpoint that asks for more is asked again after this
 BROKEN_TRIES = 8  # timeouts, broken connections, 5xx
 THROTTLED_TRIES = 40  # 429s: the governor slows down, so patience pays
+MOST_TOKENS = 10**9  # of one call; a reply that claims more says nothing
 _OF_ONE_REQUEST = {"context_length_exceeded", "string_above_max_length", "content_filter"}
 _NO_RETRY = {400, 401, 403, 404, 405, 410, 422}
 
@@ -48,36 +51,44 @@ class Unanswerable(Exception):
 class _Again(Exception):
     """One failed try that may be repeated, after `wait` seconds where the endpoint named them."""
 
-    def __init__(self, reason: str, wait: float | None = None, throttled: bool = False) -> None:
+    def __init__(
+        self,
+        reason: str,
+        wait: float | None = None,
+        throttled: bool = False,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> None:
         super().__init__(reason)
-        self.wait, self.throttled = wait, throttled
+        self.wait, self.throttled, self.headers = wait, throttled, headers
 
 
 class Client:
-    """Calls to the endpoint at `base_url` (none: as `settings`), governed and retried; for one event loop."""
+    """Calls to the endpoint at `base_url` (none: as `settings`), governed and retried; for one event loop.
+
+    Of several base URLs, the replicas of one model, the governor's permit names the one a try goes to.
+    """
 
     def __init__(
-        self, settings: Judge, key: str | None, governor: Governor, base_url: str | None = None
+        self,
+        settings: Judge,
+        key: str | None,
+        governor: Governor,
+        base_url: str | list[str] | None = None,
     ) -> None:
-        import openai
-
         self.governor = governor
         self._timeout, self._key_name = settings.timeout, settings.api_key_env
-        self._extra_headers = settings.parameters.get("extra_headers") or {}
-        self._extra_query = settings.parameters.get("extra_query") or {}
         self._refused: EndpointRefused | None = None
-        self._http = openai.DefaultAioHttpClient(timeout=settings.timeout)
-        self._api = openai.AsyncOpenAI(
-            # Endpoints inside a cluster often need no key, but the package wants one.
-            api_key=key or "none",
-            base_url=base_url or settings.base_url,
-            max_retries=0,
-            timeout=settings.timeout,
-            http_client=self._http,
+        self._transport = Transport(
+            base_urls(base_url or settings.base_url),
+            key,
+            settings.timeout,
+            headers=settings.parameters.get("extra_headers") or {},
+            query=settings.parameters.get("extra_query") or {},
+            connections=settings.concurrency,
         )
 
     async def close(self) -> None:
-        await self._api.close()
+        await self._transport.close()
 
     async def post(
         self, path: str, body: bytes, unit: str, count: Count, *, tokens: int = 0, order: Order = ()
@@ -112,73 +123,111 @@ class Client:
                 raise self._refused
             count("calls_started", 1)
             try:
-                reply = await self._once(path, body, unit)
+                return await self._once(path, body, unit, permit)
             except _Again as failure:
                 if failure.throttled:
-                    permit.throttled(failure.wait)
+                    permit.throttled(failure.wait, failure.headers)
                 else:
                     permit.broke(str(failure))
+                raise
+            except Unanswerable:
+                permit.succeeded()  # the endpoint is well: only this request is not to its liking
                 raise
             except EndpointRefused as error:
                 self._refused = error
                 raise
             finally:
                 count("calls_finished", 1)
-            permit.succeeded()
-            return reply
 
-    async def _once(self, path: str, body: bytes, unit: str) -> dict[str, Any]:
+    async def _once(self, path: str, body: bytes, unit: str, permit: Permit) -> dict[str, Any]:
         import openai
 
-        headers = {"Content-Type": "application/json", **self._extra_headers, "X-Lr-Unit": unit}
-        options: Any = {"headers": headers, "params": self._extra_query}
+        # A client of fewer replicas than its governor knows, as one for embeddings, takes them in turn.
+        replica = permit.replica % len(self._transport)
         try:
-            # The package's timeout is for each read; this one is for the whole call.
-            async with asyncio.timeout(self._timeout):
-                received = await self._api.post(path, cast_to=bytes, content=body, options=options)
+            received, headers = await self._transport.post(replica, path, body, {"X-Lr-Unit": unit})
             reply = _loads(received)
         except openai.APIStatusError as error:
-            raise self._status(error) from error
-        except (openai.APITimeoutError, TimeoutError) as error:
-            raise _Again(f"no answer within {self._timeout:g} s") from error
-        except openai.APIConnectionError as error:
-            raise _Again(f"the connection broke ({type(error.__cause__ or error).__name__})") from error
-        except ValueError as error:
+            raise self._status(error, replica) from error
+        except openai.APIConnectionError as error:  # a time-out too
+            raise _Again(self._broken(error)) from error
+        except TooLarge as error:
+            raise Unanswerable(f"the endpoint's reply is larger than {LARGEST_REPLY >> 20} MiB") from error
+        except (ValueError, RecursionError) as error:
             raise _Again("the endpoint's reply is not JSON") from error
         if not isinstance(reply, dict) or reply.get("error"):
             raise _Again("the endpoint replied with an error in place of an answer")
+        permit.succeeded(_used(reply), headers)
         return reply
 
-    def _status(self, error: Any) -> Exception:
+    def _broken(self, error: Exception) -> str:
+        import aiohttp
+        import openai
+
+        if isinstance(error.__cause__, aiohttp.ConnectionTimeoutError):
+            return f"no connection within {min(CONNECT, self._timeout):g} s"
+        if isinstance(error, openai.APITimeoutError):
+            return f"no answer within {self._timeout:g} s"
+        return f"the connection broke ({type(error.__cause__ or error).__name__})"
+
+    def _status(self, error: Any, replica: int) -> Exception:
         status, code = error.status_code, str(error.code or error.type or "")
         # Several servers name no code for a prompt over the model's window.
         too_long = "context length" in str(error.message).lower()
         if status == 413 or (status == 400 and (code in _OF_ONE_REQUEST or too_long)):
             return Unanswerable(f"the endpoint refused the request (HTTP {status}, {code or 'too large'})")
-        if status in _NO_RETRY or code == "insufficient_quota":
-            return EndpointRefused(self._why(status, code, error))
-        retry_after = _seconds(error.response.headers.get("retry-after"))
-        return _Again(f"HTTP {status}", retry_after, throttled=status == 429)
+        if status in _NO_RETRY or 300 <= status < 400 or code == "insufficient_quota":
+            return EndpointRefused(self._why(status, code, error, replica))
+        headers = error.response.headers
+        return _Again(f"HTTP {status}", _retry_after(headers), status == 429, headers)
 
-    def _why(self, status: int, code: str, error: Any) -> str:
-        where = f"the judge endpoint {shown(str(self._api.base_url))}"
+    def _why(self, status: int, code: str, error: Any, replica: int) -> str:
+        where = f"the judge endpoint {shown(self._transport.base_url(replica))}"
         if status in (401, 403):
             # The endpoint's own words may repeat the key.
             return f"{where} refuses the key in {self._key_name} (HTTP {status})"
+        if 300 <= status < 400:
+            return f"{where} {_redirects(error)}"
         words = " ".join(str(error.message).split())[:300]
         return f"{where} refuses our requests (HTTP {status}{', ' + code if code else ''}): {words}"
 
 
-def _seconds(retry_after: str | None) -> float | None:
-    """The wait a Retry-After header asks for, in seconds or as a date; None when it says nothing."""
-    if retry_after is None:
+def base_urls(base_url: str | list[str] | None) -> list[str | None]:
+    """The base URL of each replica, in the order of `Permit.replica`; None is the package's default."""
+    return list(base_url) if isinstance(base_url, list) else [base_url]
+
+
+def _redirects(error: Any) -> str:
+    to = shown(error.response.headers.get("location", "somewhere"))[:200]
+    return f"redirects to {to!r} (HTTP {error.status_code}), which is not followed; put that in base_url"
+
+
+def _used(reply: dict[str, Any]) -> int:
+    """The tokens a reply says it used, prompt and completion together; 0 where it does not say."""
+    usage = reply.get("usage")
+    total = usage.get("total_tokens") if isinstance(usage, dict) else None
+    if total is None and isinstance(usage, dict):
+        parts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+        total = sum(part for part in parts if type(part) is int)
+    return total if type(total) is int and 0 <= total <= MOST_TOKENS else 0
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """The wait that a response asks for, in seconds; None when it asks for none."""
+    milliseconds = _seconds(headers.get("retry-after-ms"), 1e-3)
+    return _seconds(headers.get("retry-after")) if milliseconds is None else milliseconds
+
+
+def _seconds(text: str | None, unit: float = 1.0) -> float | None:
+    """A header's number (of `unit` seconds) or date as seconds from now; None for anything else."""
+    if text is None:
         return None
     try:
-        wait = float(retry_after)
+        wait = float(text) * unit
     except ValueError:
         try:
-            wait = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
-        except ValueError:
+            wait = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, OverflowError):
             return None
     return min(max(wait, 0.0), LONGEST_RETRY_AFTER) if math.isfinite(wait) else None
 
@@ -198,20 +247,33 @@ def shown(url: str) -> str:
 
 
 def check(config: Config) -> None:
-    """Ask the judge endpoint for its models, which is free, before anything is spent.
+    """Ask each replica of the judge endpoint for its models, which is free, before anything is spent.
 
     Raises:
-        ValueError: no model is configured, or the endpoint is unreachable or refuses the key.
+        ValueError: no model is configured, or a replica is unreachable or refuses the key.
     """
-    import openai
-
     if not config.judge.model:
         raise ValueError("judge.model: the name of the judge model is missing")
     key, name = configured_key(config), config.judge.api_key_env
     if key and not re.fullmatch("[!-~]+", key):
         # Sent, it would break the request with an error that quotes it.
         raise ValueError(f"the key in {name} holds a space, a line break or another character no key has")
-    api = openai.OpenAI(api_key=key or "none", base_url=config.judge.base_url, max_retries=2, timeout=20.0)
+    urls = base_urls(config.judge.base_url)
+    with ThreadPoolExecutor(len(urls)) as asked:
+        for _ in asked.map(lambda url: _check_one(url, key, name), urls):
+            pass
+
+
+def _check_one(url: str | None, key: str | None, name: str) -> None:
+    import openai
+
+    api = openai.OpenAI(
+        api_key=key or "none",
+        base_url=url,
+        max_retries=2,
+        timeout=20.0,
+        http_client=openai.DefaultHttpxClient(follow_redirects=False),
+    )
     where = f"judge.base_url: the endpoint {shown(str(api.base_url))}"
     try:
         with api:
@@ -223,8 +285,10 @@ def check(config: Config) -> None:
         raise ValueError(f"{where} cannot be reached: {_root(error)}") from error
     except openai.InternalServerError as error:
         raise ValueError(f"{where} is not working (HTTP {error.status_code})") from error
-    except openai.APIStatusError:
-        return  # it is there; many gateways have no /models
+    except openai.APIStatusError as error:
+        if error.status_code < 400:
+            raise ValueError(f"{where} {_redirects(error)}") from error
+        # It is there; many gateways have no /models.
 
 
 def _root(error: BaseException) -> str:

@@ -1,122 +1,70 @@
 """Every paid answer, durable in the run directory before its score counts.
 
-`calls/` holds append-only JSONL segments, one writer each. A record is found by its key, a hash of all
-that can change the answer. On a local (or NFS) file system a segment grows by group commit: whatever
-arrives during one fsync is written by the next. On object storage, where nothing can be appended, each
-second's records become one object. A torn last line, of a writer that was killed, is not a record.
+Appends are committed in groups: whatever arrives while one group is being written goes with the next. When
+`append` returns, its record is as durable as the place can make it:
+
+- local disk: the segment and its directory entry are fsynced; a power cut loses nothing.
+- NFS: the same calls; fsync returns once the server has the data on stable storage, and other clients see it
+  when they open the segment the next time (close-to-open).
+- object storage, where nothing can be appended: each second's records are one object, durable as soon as
+  its upload is confirmed. The writer merges its small objects into a large one as it goes, `merge` those of
+  writers that died; the large one is there before a small one goes, so that at worst a record is there twice.
+
+A record is found again by its prompt (`lookup`) and its key, a hash of all that can change the answer.
 """
 
 import asyncio
 import os
 import socket
 import uuid
-from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypedDict, cast
+from contextlib import suppress
+from typing import Protocol
 
-import orjson
+import pyarrow.fs as pafs
 
-from lr_ray.store import Store
+from lr_ray.llm.records import FOLDER, INDEX, PART_BYTES, PART_RECORDS, SUFFIX, Record, Tail, dump
+from lr_ray.llm.records import lines as whole_lines
+from lr_ray.store import Store, sync
 
-FOLDER = "calls"
 OBJECT_EVERY = 1.0  # seconds of records in one object, where nothing can be appended
-
-
-class Record(TypedDict):
-    """A line of a segment. `reply` is what the endpoint gave, whether usable or not: it was paid."""
-
-    prompt_id: str
-    key: str
-    unit: str
-    reply: dict[str, Any]
-
-
-class Pointer(NamedTuple):
-    """Where a record lies: bytes `offset` to `offset + length` of a segment."""
-
-    segment: str
-    offset: int
-    length: int
-
-
-Recorded = dict[str, list[Pointer]]
-
-
-def scan(store: Store, unfinished: Container[str] | None = None, finished: Container[str] = ()) -> Recorded:
-    """Where the records of `unfinished` prompts (none: of all but the `finished` ones) lie.
-
-    Reads every segment once, a line at a time; memory grows with the answer, not with the ledger.
-    """
-    where: Recorded = {}
-    for segment in store.files(FOLDER, ".jsonl"):
-        for offset, line in _lines(store, segment):
-            record = _record(line)
-            if record is None:
-                continue
-            prompt_id = record["prompt_id"]
-            wanted = prompt_id not in finished if unfinished is None else prompt_id in unfinished
-            if wanted:
-                where.setdefault(prompt_id, []).append(Pointer(segment, offset, len(line)))
-    return where
-
-
-def load(store: Store, pointers: list[Pointer]) -> dict[str, dict[str, Any]]:
-    """The replies at `pointers`, by key. Of two records of one key the first counts."""
-    replies: dict[str, dict[str, Any]] = {}
-    by_segment: dict[str, list[Pointer]] = {}
-    for pointer in pointers:
-        by_segment.setdefault(pointer.segment, []).append(pointer)
-    for segment, its in by_segment.items():
-        with store.fs.open_input_file(store.path(FOLDER, segment)) as file:
-            for pointer in its:
-                file.seek(pointer.offset)
-                record = _record(file.read(pointer.length))
-                assert record is not None, f"{segment}: no record at {pointer.offset}"
-                replies.setdefault(record["key"], record["reply"])
-    return replies
-
-
-def _lines(store: Store, segment: str) -> Iterator[tuple[int, bytes]]:
-    """The whole lines of a segment with their offsets; what a killed writer left of its last one is not."""
-    offset, rest = 0, b""
-    with store.fs.open_input_stream(store.path(FOLDER, segment)) as stream:
-        while block := stream.read(1 << 20):
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                yield offset, line + b"\n"
-                offset += len(line) + 1
-
-
-def _record(line: bytes) -> Record | None:
-    """The record in a line; None where a disk gave back something else."""
-    try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return None
-    whole = isinstance(record, dict) and record.keys() == Record.__annotations__.keys()
-    return cast(Record, record) if whole else None
+MOST_OBJECTS = 128  # small objects of a writer before it merges them
+FEWEST_MERGED = 8  # of what dead writers left
 
 
 class Ledger:
-    """The writer of one segment, for one event loop. Nothing exists on disk until the first record."""
+    """One writer, for one event loop. Nothing exists on disk until the first record."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         # One writer a segment: two processes, or two lives of one actor, never append to the same file.
-        self._name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        self._segment: _Segment = _File(store, self.name) if store.local else _Objects(store, self.name)
         self._pending: list[tuple[bytes, asyncio.Future[None]]] = []
         self._committer: asyncio.Task[None] | None = None
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="ledger")
-        self._file: int | None = None
-        self._objects = 0
+        self._failure: OSError | None = None
 
     async def append(self, record: Record) -> None:
-        """Return once the record is on disk."""
+        """Return once the record is durable.
+
+        Raises:
+            OSError: it cannot be recorded, as on a full disk.
+        """
         durable = asyncio.get_running_loop().create_future()
-        self._pending.append((orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE), durable))
+        self._pending.append((dump(record), durable))
         if self._committer is None or self._committer.done():
             self._committer = asyncio.create_task(self._commit())
         await durable
+
+    def check(self) -> None:
+        """To be asked before a call is paid.
+
+        Raises:
+            OSError: the last group could not be recorded, so the next answer could not be either.
+        """
+        if self._failure is not None:
+            raise self._failure
 
     async def _commit(self) -> None:
         loop = asyncio.get_running_loop()
@@ -124,25 +72,48 @@ class Ledger:
             if not self._store.local:
                 await asyncio.sleep(OBJECT_EVERY)
             group, self._pending = self._pending, []
-            data = b"".join(line for line, _ in group)
             try:
-                await loop.run_in_executor(self._disk, self._write, data)
+                await loop.run_in_executor(self._disk, self._segment.write, [line for line, _ in group])
+                self._failure = None
             except Exception as error:
                 # The callers hold the rows: an unwritable ledger must fail them, not this task.
-                _settle(group, error)
-            else:
-                _settle(group, None)
+                why = getattr(error, "strerror", None) or " ".join(str(error).split())
+                self._failure = OSError(f"cannot record a paid answer in {self._store.path(FOLDER)}: {why}")
+            for _, durable in group:
+                if durable.done():
+                    continue
+                if self._failure is None:
+                    durable.set_result(None)
+                else:
+                    durable.set_exception(self._failure)
+            if not self._store.local:
+                with suppress(OSError):  # what is not merged is durable all the same
+                    await loop.run_in_executor(self._disk, self._segment.tidy)
 
-    def _write(self, data: bytes) -> None:
-        if not self._store.local:
-            self._store.write(data, FOLDER, f"{self._name}-{self._objects:06}.jsonl")
-            self._objects += 1
-            return
+    def close(self) -> None:
+        self._disk.shutdown()
+        self._segment.close()
+
+
+class _Segment(Protocol):
+    def write(self, group: list[bytes]) -> None: ...
+    def tidy(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class _File:
+    """A segment that grows by appends, on a local or NFS disk."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._folder, self._name = store.path(FOLDER), name + SUFFIX
+        self._file: int | None = None
+
+    def write(self, group: list[bytes]) -> None:
         if self._file is None:
-            self._file = _create(self._store.path(FOLDER), f"{self._name}.jsonl")
+            self._file = _create(self._folder, self._name)
         start = os.lseek(self._file, 0, os.SEEK_END)
         try:
-            rest = memoryview(data)
+            rest = memoryview(b"".join(group))
             while rest:
                 rest = rest[os.write(self._file, rest) :]
             os.fsync(self._file)
@@ -151,21 +122,78 @@ class Ledger:
             os.ftruncate(self._file, start)
             raise
 
+    def tidy(self) -> None:
+        """Nothing: it is one file."""
+
     def close(self) -> None:
-        self._disk.shutdown()
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
 
-def _settle(group: list[tuple[bytes, asyncio.Future[None]]], error: Exception | None) -> None:
-    for _, durable in group:
-        if durable.done():
-            continue
-        if error is None:
-            durable.set_result(None)
-        else:
-            durable.set_exception(error)
+class _Objects:
+    """Segments of one group each, merged when they are many."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store, self._name, self._count = store, name, 0
+        self._small: list[str] = []
+        self._held: list[bytes] = []
+        self._bytes = 0
+
+    def write(self, group: list[bytes]) -> None:
+        name = f"{self._name}-{self._count:07}{SUFFIX}"
+        self._store.write(b"".join(group), FOLDER, name)
+        self._count += 1
+        self._small.append(name)
+        self._held += group
+        self._bytes += sum(map(len, group))
+
+    def tidy(self) -> None:
+        """Merge the small ones when they are many."""
+        if len(self._small) >= MOST_OBJECTS or self._bytes >= PART_BYTES or len(self._held) >= PART_RECORDS:
+            _seal(self._store, f"{self._name}-{self._count:07}-merged{SUFFIX}", self._held, self._small)
+            self._count += 1
+            self._small, self._held, self._bytes = [], [], 0
+
+    def close(self) -> None:
+        pass
+
+
+def _seal(store: Store, segment: str, lines: list[bytes], small: list[str]) -> None:
+    """Write the lines of the `small` segments as one with its index, then remove the small ones."""
+    store.write(b"".join(lines), FOLDER, segment)
+    tail = Tail()
+    for line in lines:
+        tail.add(line.removesuffix(b"\n"))
+    tail.write(store, INDEX, segment)
+    for name in small:
+        # Who merges after a crash of ours may have removed it before us.
+        with suppress(FileNotFoundError):
+            store.fs.delete_file(store.path(FOLDER, name))
+
+
+def merge(store: Store) -> int:
+    """On object storage, merge the small objects that dead writers left; a few tens of MB in memory.
+
+    Returns:
+        How many they were.
+    """
+    if store.local:
+        return 0
+    found = store.fs.get_file_info(pafs.FileSelector(store.path(FOLDER), allow_not_found=True))
+    small = sorted(i.base_name for i in found if i.base_name.endswith(SUFFIX) and i.size < PART_BYTES // 4)
+    if len(small) < FEWEST_MERGED:
+        return 0
+    writer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+    held: list[bytes] = []
+    names: list[str] = []
+    for number, name in enumerate(small):
+        held += [line + b"\n" for line in whole_lines(store, name)]
+        names.append(name)
+        if name == small[-1] or sum(map(len, held)) >= PART_BYTES:
+            _seal(store, f"{writer}-{number:07}-merged{SUFFIX}", held, names)
+            held, names = [], []
+    return len(small)
 
 
 def _create(folder: str, name: str) -> int:
@@ -173,9 +201,5 @@ def _create(folder: str, name: str) -> int:
     os.makedirs(folder, exist_ok=True)
     file = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
     for path in (folder, os.path.dirname(folder)):
-        entry = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(entry)
-        finally:
-            os.close(entry)
+        sync(path)
     return file

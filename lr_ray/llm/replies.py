@@ -36,10 +36,9 @@ def read(reply: dict[str, Any], answer: type[A]) -> A:
     text = (reply["content"] or "").strip()
     if not text:
         raise Bad("invalid", "the reply was empty")
-    fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, re.DOTALL)
     try:
         # Lenient about raw control characters inside strings, which some grammars let through.
-        parsed = json.loads(fenced[1] if fenced else text, strict=False)
+        parsed = json.loads(_unfenced(text), strict=False, object_pairs_hook=_distinct)
         return answer.model_validate(scrub(parsed), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
@@ -48,6 +47,21 @@ def read(reply: dict[str, Any], answer: type[A]) -> A:
         raise Bad("invalid", reason[:FAILURES_SHOWN]) from error
     except (ValueError, RecursionError) as error:
         raise Bad("invalid", "the reply is not valid JSON") from error
+
+
+def _unfenced(text: str) -> str:
+    """What a Markdown fence around the whole reply holds. No pattern: white space could stall one."""
+    if len(text) < 6 or not (text.startswith("```") and text.endswith("```")):
+        return text
+    return text[3:-3].removeprefix("json")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object; one that gives a key twice has two meanings, and is refused."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise Bad("invalid", "the reply gives a key twice")
+    return found
 
 
 def slim(reply: dict[str, Any]) -> dict[str, Any]:

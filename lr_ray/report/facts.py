@@ -24,7 +24,7 @@ GROUPS = ("all", "chosen", "rejected")
 _KINDS = 200  # different reasons kept apart; more than a person reads
 # Nested columns: texts and scores without statements and passages, which are most of a file's bytes.
 _COLUMNS = ["prompt_id", "language", "usage"] + [
-    f"candidates.list.element.{name}" for name in ("text", "reward", "scores", "unscored")
+    f"candidates.list.element.{name}" for name in ("text", "reward", "scores", "unscored", "repeats")
 ]
 
 
@@ -45,6 +45,28 @@ class Spread:
     @property
     def mean(self) -> float | None:
         return self.total / self.count if self.count else None
+
+
+@dataclass
+class Repeated:
+    """Ratings that were asked for again: prompts, usable samples beyond the first, unusable ones, and by
+    dimension the sum and number of the candidates' variances."""
+
+    prompts: int = 0
+    samples: int = 0
+    missing: int = 0
+    variances: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def add(self, candidates: list[dict[str, Any]]) -> None:
+        """The candidates of one prompt; run directories of earlier versions have no repeats."""
+        found = [repeat for candidate in candidates for repeat in candidate.get("repeats") or []]
+        self.prompts += bool(found)
+        for repeat in found:
+            self.samples += len(repeat["scores"]) - 1
+            self.missing += repeat["missing"]
+            if repeat["variance"] is not None:
+                total, count = self.variances.get(repeat["dimension"], (0.0, 0))
+                self.variances[repeat["dimension"]] = (total + repeat["variance"], count + 1)
 
 
 @dataclass
@@ -86,6 +108,7 @@ class Gathered:
     lengths: dict[str, Spread] = field(default_factory=lambda: {g: Spread() for g in GROUPS})
     languages: Counter[str] = field(default_factory=Counter)
     usage: Counter[str] = field(default_factory=Counter)
+    repeated: Repeated = field(default_factory=Repeated)
     unscored: Reasons = field(default_factory=Reasons)
     failed: Reasons = field(default_factory=Reasons)
     pairs: int = 0
@@ -180,6 +203,7 @@ def _judged(store: Store, found: Gathered) -> Iterator[dict[str, Any]]:
         found.prompts += 1
         found.languages[row["language"] or "unknown"] += 1
         found.usage.update({name: count for name, count in (row["usage"] or {}).items() if count})
+        found.repeated.add(row["candidates"])
         for candidate in row["candidates"]:
             found.candidates += 1
             found.spreads["reward"]["all"].add(candidate["reward"])

@@ -91,9 +91,24 @@ def verdict(found: Gathered) -> list[str]:
     if found.pairs:
         gap = (found.spreads["reward"]["chosen"].mean or 0) - (found.spreads["reward"]["rejected"].mean or 0)
         said.append(f"{meter.number(found.pairs, 'preference pair')}, {gap:.2f} points apart on average.")
+    said.append(_noise(found))
     if found.failed.total:
         said.append(f"{meter.number(found.failed.total, 'prompt')} failed for good; the reasons stand below.")
     return [text for text in said if text] or ["This run directory holds no results yet."]
+
+
+def _noise(found: Gathered) -> str:
+    """How far ratings of one answer differ, where they were repeated."""
+    again = found.repeated
+    if not again.prompts:
+        return ""
+    missing = f" ({whole(again.missing)} more were unusable)" if again.missing else ""
+    of = f"On {meter.number(again.prompts, 'prompt')} best and worst were close"
+    text = f"{of}, and {meter.number(again.samples, 'more rating')}{missing} decided"
+    spread = ", ".join(
+        f"{name} {math.sqrt(total / count):.2f}" for name, (total, count) in again.variances.items()
+    )
+    return f"{text}; standard deviation of a rating: {spread}." if spread else f"{text}."
 
 
 def _reward(row: dict[str, Any]) -> str:

@@ -1,8 +1,7 @@
-"""Which examples an optimizer step sees, on which worker, and how token ids become tensors.
+"""Which worker sees which part of a global batch, and how token ids become tensors.
 
-Everything here is a pure function of (number of examples, seed, step), so that a resumed run sees the
-same data in the same order, and of the global batch, so that the loss does not depend on how the batch
-is cut over workers and forward passes.
+Everything here is a pure function of the global batch (`order` says what is in it), so that the loss does
+not depend on how the batch is cut over workers and forward passes.
 """
 
 from collections.abc import Sequence
@@ -11,6 +10,8 @@ from typing import TypedDict
 
 import numpy as np
 import torch
+
+from lr_ray.training.order import Order
 
 IGNORED = -100
 
@@ -26,13 +27,27 @@ class Example(TypedDict):
 class PairIds:
     """Token ids of a preference pair: the shared prompt and the two answers, each with its ending.
 
-    `reference` holds the reference model's log-probs of the chosen and the rejected answer.
+    `reference` holds the reference model's log-probs of the chosen and the rejected answer; `margin` is
+    how much higher the chosen one was scored, where that is known.
+
+    Raises:
+        ValueError: a part is empty.
     """
 
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
     reference: tuple[float, float] = (0.0, 0.0)
+    margin: float | None = None
+
+    def __post_init__(self) -> None:
+        for part, what in (
+            (self.prompt, "prompt"),
+            (self.chosen, "chosen answer"),
+            (self.rejected, "rejected answer"),
+        ):
+            if not part:
+                raise ValueError(f"the {what} is empty")
 
 
 @dataclass(frozen=True)
@@ -99,14 +114,7 @@ def pad_pairs(pairs: Sequence[PairIds]) -> Padded:
 
 def batch_at(step: int, examples: int, batch_size: int, seed: int) -> list[int]:
     """Examples of optimizer step `step` (from 0). Each pass has its own order; a batch may span two."""
-    assert examples > 0
-    first, last = step * batch_size, (step + 1) * batch_size
-    stream: list[int] = []
-    for epoch in range(first // examples, -(-last // examples)):
-        order = np.random.default_rng((seed, epoch)).permutation(examples)
-        start = epoch * examples
-        stream.extend(int(i) for i in order[max(0, first - start) : last - start])
-    return stream
+    return Order(examples, seed).batch(step, batch_size)
 
 
 def micro_batches(
@@ -115,12 +123,22 @@ def micro_batches(
     """This worker's forward passes of a global batch, longest first.
 
     Neighbours in length share a forward pass (little padding), and the workers' passes of one round
-    have neighbouring lengths (little waiting).
+    have neighbouring lengths: under ZeRO-2 and 3 they wait for each other in every round. Within a round
+    the longest pass goes to the worker that had the fewest tokens so far (longest processing time first),
+    because under ZeRO-1 they wait at the end of the step only.
     """
     assert len(batch) % (size * workers) == 0
     ranked = sorted(batch, key=lambda index: (-lengths[index], index))
     groups = [ranked[start : start + size] for start in range(0, len(ranked), size)]
-    return groups[rank::workers]
+    tokens = [0] * workers
+    mine = []
+    for start in range(0, len(groups), workers):
+        takers = sorted(range(workers), key=lambda worker: (tokens[worker], worker))
+        for worker, group in zip(takers, groups[start : start + workers], strict=True):
+            tokens[worker] += sum(lengths[index] for index in group)
+            if worker == rank:
+                mine.append(group)
+    return mine
 
 
 def total_steps(examples: int, batch_size: int, epochs: float, max_steps: int | None) -> int:

@@ -32,8 +32,9 @@ def done(store: Store) -> bool:
 def train(config: Config, store: Store, tally: Any = None) -> dict[str, Any]:
     """Train as `config.training` says; `model/` in the run directory is there when it returns.
 
-    Resumes from the newest checkpoint; with `model/` there, it returns at once. Needs a running Ray, or
-    starts one. `tally` is an actor handle of `lr_ray.progress.Tally`.
+    Computes the reference's log-probs first (`scoring`). Resumes from the newest checkpoint; with `model/`
+    there, it returns at once. Needs a running Ray, or starts one. `tally` is an actor handle of
+    `lr_ray.progress.Tally`.
 
     Returns:
         steps taken over all, `rows` learned from and `rows_left_out` (too long); empty if it was done.
@@ -48,9 +49,12 @@ def train(config: Config, store: Store, tally: Any = None) -> dict[str, Any]:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
-    from lr_ray.training import worker
+    from lr_ray.training import scoring, worker
+    from lr_ray.training.checkpoint import Checkpoints
 
     training = config.training
+    if training.method == "dpo" and scoring.actors(training) and not Checkpoints(store, 0, 1, "").latest():
+        scoring.score(config, store, tally)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     resources = {"CPU": training.num_cpus, **({"GPU": 1} if training.use_gpu else {})}
@@ -85,11 +89,16 @@ def check(config: Config) -> Config:
     Raises:
         ValueError: settings that contradict each other, a model without chat template, unusable data.
     """
-    from lr_ray.training import folder, zero
+    from lr_ray.training import folder, source, zero
     from lr_ray.training.tokens import Encoder
 
     training = config.training
     zero.settings(training, bf16=False)
+    source.check(training)
+    if training.lora is not None:
+        from lr_ray.training import lora
+
+        lora.settings(training.lora)
     if "wandb" in training.report_to and importlib.util.find_spec("wandb") is None:
         raise ValueError("training.report_to: wandb is not installed")
     model = training.model or config.sampling.model
@@ -99,9 +108,13 @@ def check(config: Config) -> Config:
         model = str(Path(model).expanduser().resolve())
         folder.limit(model, training.max_length)
         Encoder(model)
-    data = [url if "://" in url else str(Path(url).expanduser().absolute()) for url in training.data]
-    changed = training.model_copy(update={"model": model, "data": data})
+    mix = training.mix and training.mix.model_copy(update={"data": _absolute(training.mix.data)})
+    changed = training.model_copy(update={"model": model, "data": _absolute(training.data), "mix": mix})
     return config.model_copy(update={"training": changed})
+
+
+def _absolute(urls: list[str]) -> list[str]:
+    return [url if "://" in url else str(Path(url).expanduser().absolute()) for url in urls]
 
 
 def _worker_environment(use_gpu: bool) -> dict[str, str]:

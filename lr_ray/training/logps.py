@@ -4,6 +4,7 @@ A vocabulary is a hundred times wider than a hidden state: only hidden states th
 token reach the head, and many of them go in chunks whose logits are recomputed in the backward pass.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,11 +13,56 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from lr_ray.training import shared_prefix
-from lr_ray.training.batch import Padded
+from lr_ray.training.batch import Padded, PairIds
 
-_HEAD_CHUNK = 2048
+# Logits of one chunk of the head: 128 MiB in float32, whatever the vocabulary.
+_CHUNK_LOGITS = 2**25
 # Steps between hidden state and logits that some families add in their own forward.
-_LOGIT_TWEAKS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+_LOGIT_TWEAKS = {
+    "final_logit_softcapping": None,
+    "logit_scale": 1.0,
+    "logits_scaling": 1.0,
+    "output_multiplier": 1.0,
+    "lm_head_multiplier": 1.0,
+}
+
+
+def pair_logps(
+    model: nn.Module,
+    prompt_ids: Sequence[int] | torch.Tensor,
+    chosen_ids: Sequence[int] | torch.Tensor,
+    rejected_ids: Sequence[int] | torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs with gradient of each token of two answers to one prompt, which is computed once.
+
+    Args:
+        model: a transformers causal language model on any device. Its attention is switched to ours for
+            good; whatever it could do before, it still does.
+        prompt_ids: token ids [prompt], not empty.
+        chosen_ids: token ids [chosen], with the token that ends the answer.
+        rejected_ids: token ids [rejected].
+
+    Returns:
+        (chosen [chosen], rejected [rejected]) in float32, or in float64 for such a model.
+
+    Raises:
+        ValueError: an empty part, more tokens than the model's window, or a model whose attention or
+            logits a stream would get wrong; the sentence says which.
+    """
+    given = (prompt_ids, chosen_ids, rejected_ids)
+    prompt, chosen, rejected = (torch.as_tensor(part, dtype=torch.long).tolist() for part in given)
+    pair = PairIds(prompt, chosen, rejected)
+    longest = len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
+    causal: Any = model
+    window = getattr(causal.config, "max_position_embeddings", None)
+    if window is not None and longest > window:
+        raise ValueError(f"{longest} tokens do not fit into the model's window of {window}")
+    reason = shared_prefix.unsupported(model, longest)
+    if reason:
+        raise ValueError(reason)
+    shared_prefix.prepare(model)
+    logps = Policy(model)(shared_prefix.stream([pair]).to(causal.device))
+    return logps[: len(chosen)], logps[len(chosen) :]
 
 
 class Policy(nn.Module):
@@ -37,8 +83,7 @@ class Policy(nn.Module):
     def forward(self, batch: "Padded | shared_prefix.Stream") -> torch.Tensor:
         """Log-probs [targets] in float32 (float64 for such a model), in the batch's order."""
         if isinstance(batch, shared_prefix.Stream):
-            hidden = shared_prefix.hidden_states(self.model, batch)
-            return head_logps(self.model, hidden[0, batch.sources], batch.labels)
+            return head_logps(self.model, shared_prefix.hidden_states(self.model, batch), batch.labels)
         hidden = decode(self.model, input_ids=batch.ids)
         wanted = batch.targets[:, 1:]
         return head_logps(self.model, hidden[:, :-1][wanted], batch.ids[:, 1:][wanted])
@@ -51,15 +96,22 @@ def decode(model: nn.Module, **inputs: Any) -> torch.Tensor:
 
 
 def head_logps(model: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """log p(label) [n] for hidden states [n, hidden] that predict labels [n]."""
-    chunks = []
-    for start in range(0, hidden.shape[0], _HEAD_CHUNK):
-        part = hidden[start : start + _HEAD_CHUNK], labels[start : start + _HEAD_CHUNK]
-        if torch.is_grad_enabled() and hidden.shape[0] > _HEAD_CHUNK:
-            chunks.append(checkpoint(_head, model, *part, use_reentrant=False))
-        else:
-            chunks.append(_head(model, *part))
-    return torch.cat(chunks) if chunks else hidden.new_zeros(0)
+    """log p(label) [n] for hidden states [n, hidden] that predict labels [n].
+
+    Many of them go in chunks, whose logits live one chunk at a time in the backward pass as well.
+    """
+    causal: Any = model
+    size = max(1, _CHUNK_LOGITS // causal.config.vocab_size)
+    recompute = torch.is_grad_enabled() and len(labels) > size
+
+    def chunk(part: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return (
+            checkpoint(_head, model, part, wanted, use_reentrant=False)
+            if recompute
+            else _head(model, part, wanted)
+        )
+
+    return torch.cat([chunk(*both) for both in zip(hidden.split(size), labels.split(size), strict=True)])
 
 
 def _head(model: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ loads unconverted.
 """
 
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,12 @@ def wrap(model: nn.Module, options: dict[str, Any]) -> Any:
     # Inputs of a checkpointed layer need a gradient when no weight below it has one.
     wrapped.enable_input_require_grads()
     return wrapped
+
+
+def off(model: nn.Module) -> AbstractContextManager[Any]:
+    """Within, an adapted model computes as its base, the reference; any other model as it does."""
+    adapted: Any = model
+    return adapted.disable_adapter() if isinstance(model, peft.PeftModel) else nullcontext()
 
 
 def export(start: str, options: dict[str, Any], weights: dict[str, torch.Tensor], store: Store) -> None:

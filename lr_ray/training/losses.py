@@ -4,6 +4,8 @@ Each function takes what one forward pass computed and the global batch's totals
 pass's share: the sum over all passes of all workers is the loss of the batch, however it was cut.
 """
 
+from typing import Protocol
+
 import torch
 from torch.nn import functional
 
@@ -32,53 +34,94 @@ def sft_loss(
     return loss, {"loss": loss.detach(), "nll_loss": tokens}
 
 
-def dpo_loss(
+class Preference(Protocol):
+    """What is minimised; `lr_ray.config.Training` is one, and documents each field."""
+
+    @property
+    def loss_type(self) -> str: ...
+    @property
+    def beta(self) -> float: ...
+    @property
+    def label_smoothing(self) -> float: ...
+    @property
+    def margin_scale(self) -> float: ...
+    @property
+    def ce_weight(self) -> float: ...
+    @property
+    def ce_normalization(self) -> str: ...
+
+
+def pair_losses(
     chosen: torch.Tensor,
     rejected: torch.Tensor,
-    reference_chosen: torch.Tensor,
-    reference_rejected: torch.Tensor,
-    beta: float,
+    lengths: torch.Tensor,
+    margins: torch.Tensor,
+    preference: Preference,
 ) -> torch.Tensor:
-    """DPO's loss of each pair (arXiv 2305.18290, eq. 7) from summed log-probs, all [pairs].
+    """The loss of each pair from log-ratios log π - log π_ref summed over the answer, all [pairs].
 
-    -log σ(β ((log π(y_w) - log π_ref(y_w)) - (log π(y_l) - log π_ref(y_l))))
+    With z = β (chosen - rejected) - margin_scale * margin, where the offset is that of arXiv 2402.10571:
+
+    - sigmoid: -log σ(z), arXiv 2305.18290 eq. 7; smoothed by ε: -(1 - ε) log σ(z) - ε log σ(-z)
+    - sigmoid_norm: the same, with each log-ratio divided by its answer's tokens
+    - robust: the smoothed loss without its bias, arXiv 2403.00409 eq. 11
+    - hinge: max(0, 1 - z), arXiv 2305.10425
+    - ipo: (h - 1/(2β))², h the difference of log-ratios per token, arXiv 2310.12036 eq. 17
+
+    Args:
+        chosen: log-ratios of the preferred answers.
+        rejected: log-ratios of the others.
+        lengths: tokens of the two answers, [pairs, 2].
+        margins: how much higher the chosen answer was scored.
+        preference: which loss, and its constants.
     """
-    margin = (chosen - reference_chosen) - (rejected - reference_rejected)
-    return -functional.logsigmoid(beta * margin)
+    kind, smoothing = preference.loss_type, preference.label_smoothing
+    if kind in ("ipo", "sigmoid_norm"):
+        chosen, rejected = chosen / lengths[:, 0], rejected / lengths[:, 1]
+    if kind == "ipo":
+        return (chosen - rejected - 1 / (2 * preference.beta)) ** 2
+    logits = preference.beta * (chosen - rejected) - preference.margin_scale * margins
+    if kind == "hinge":
+        return torch.relu(1 - logits)
+    clean, flipped = -functional.logsigmoid(logits), -functional.logsigmoid(-logits)
+    if kind == "robust":
+        return ((1 - smoothing) * clean - smoothing * flipped) / (1 - 2 * smoothing)
+    assert kind in ("sigmoid", "sigmoid_norm")
+    return (1 - smoothing) * clean + smoothing * flipped if smoothing else clean
 
 
 def preference_loss(
     logps: torch.Tensor,
     owner: torch.Tensor,
     reference: torch.Tensor,
+    margins: torch.Tensor,
     totals: Totals,
-    beta: float,
-    ce_weight: float,
-    ce_normalization: str,
+    preference: Preference,
 ) -> tuple[torch.Tensor, Stats]:
     """LongReward's loss (arXiv 2410.21252, sec. 3.2): L_DPO + ce_weight * L_CE on the chosen answer.
 
-    `owner` is 2i for pair i's chosen tokens and 2i + 1 for its rejected ones; `reference` [pairs, 2].
+    `owner` is 2i for pair i's chosen tokens and 2i + 1 for its rejected ones; `reference` [pairs, 2] holds
+    the reference's summed log-probs, `margins` [pairs] the differences of the scores.
     """
     pairs = reference.shape[0]
-    chosen, rejected = sequence_sums(logps, owner, 2 * pairs).view(pairs, 2).unbind(1)
-    reference = reference.to(chosen)
-    losses = dpo_loss(chosen, rejected, reference[:, 0], reference[:, 1], beta)
+    sums = sequence_sums(logps, owner, 2 * pairs).view(pairs, 2)
+    lengths = torch.bincount(owner, minlength=2 * pairs).view(pairs, 2)
+    ratios = sums - reference.to(sums)
+    losses = pair_losses(ratios[:, 0], ratios[:, 1], lengths, margins.to(sums), preference)
     winners = owner % 2 == 0
     nll_token = -logps[winners].sum() / totals.tokens
-    nll_sequence = -sequence_means(logps, owner, 2 * pairs)[::2].sum() / totals.examples
-    nll = nll_token if ce_normalization == "token" else nll_sequence
-    loss = losses.sum() / totals.examples + ce_weight * nll
+    nll_sequence = -(sums[:, 0] / lengths[:, 0]).sum() / totals.examples
+    nll = nll_token if preference.ce_normalization == "token" else nll_sequence
+    loss = losses.sum() / totals.examples + preference.ce_weight * nll
     with torch.no_grad():
-        rewards_chosen = beta * (chosen - reference[:, 0])
-        rewards_rejected = beta * (rejected - reference[:, 1])
+        rewards = preference.beta * ratios
         shares = {
-            "rewards/chosen": rewards_chosen,
-            "rewards/rejected": rewards_rejected,
-            "rewards/margins": rewards_chosen - rewards_rejected,
-            "rewards/accuracies": (rewards_chosen > rewards_rejected).to(chosen.dtype),
-            "logps/chosen": chosen,
-            "logps/rejected": rejected,
+            "rewards/chosen": rewards[:, 0],
+            "rewards/rejected": rewards[:, 1],
+            "rewards/margins": rewards[:, 0] - rewards[:, 1],
+            "rewards/accuracies": (rewards[:, 0] > rewards[:, 1]).to(sums.dtype),
+            "logps/chosen": sums[:, 0],
+            "logps/rejected": sums[:, 1],
         }
         stats = {name: value.sum() / totals.examples for name, value in shares.items()}
     return loss, {"loss": loss.detach(), **stats, "nll_loss": nll.detach()}

@@ -35,6 +35,7 @@ class Data:
 
     def __init__(self, rows: Rows, encoder: Encoder, training: Training) -> None:
         self._rows, self._encoder, self._method = rows, encoder, training.method
+        self._margins = training.method == "dpo" and training.margin_scale > 0
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -47,9 +48,18 @@ class Data:
             else self._encoder.example(content, name)
         )
 
+    def name(self, row: int) -> str:
+        """What the row is called in messages to the user."""
+        return self._rows[row][0]
+
     def measure(self, row: int, objective: Objective) -> Measure:
         item = self[row]
         if isinstance(item, PairIds):
+            if self._margins and (item.margin is None or item.margin < 0):
+                raise ValueError(
+                    f"{self.name(row)}: training.margin_scale needs score_chosen and score_rejected, "
+                    f"the first at least as high; their difference is {item.margin}"
+                )
             longest = len(item.prompt) + max(len(item.chosen), len(item.rejected))
             key = reference.key(item)
         else:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lr_ray.config import Training
 
-HEAD_ROWS = 2048  # targets whose logits exist at once (`logps`)
+CHUNK = 2**25  # logits that exist at once (`logps`)
 NORMED_HEADS = "qwen3"
+GRADIENTS = 1.25  # of what a layer saved, while it runs backward; measured (tests/test_training_memory.py)
 
 
 @dataclass(frozen=True)
@@ -54,26 +55,26 @@ def step(
     # Mixed precision keeps float32 weights beside Adam's two moments (ZeRO, arXiv 1910.02054, sec. 3.1).
     states = (12 if bf16 else 8) * trained / (workers if stage >= 1 else 1)
     offloaded = zero.get("offload_optimizer", {}).get("device") == "cpu"
+    saved = activations(
+        config, tokens / training.sequence_parallel_size, size, training.gradient_checkpointing
+    )
     return Memory(
         weights=size * parameters / (workers if stage >= 3 else 1),
         gradients=size * trained / (workers if stage >= 2 else 1),
         optimizer=0 if offloaded else states,
-        activations=activations(
-            config, tokens / training.sequence_parallel_size, size, training.gradient_checkpointing
-        ),
+        activations=0 if training.offload_activations else saved,
         logits=logits(config, targets, size),
-        host=states if offloaded else 0,
+        host=offloaded * states + training.offload_activations * saved,
     )
 
 
 def activations(config: dict[str, Any], tokens: float, size: int, checkpointing: bool) -> float:
-    """Bytes saved for the backward pass of a stream of `tokens`; weights of `size` bytes."""
+    """Bytes at the peak of a backward pass over a stream of `tokens`; weights of `size` bytes."""
     one = layer(config, size)
     layers, hidden = config["num_hidden_layers"], config["hidden_size"]
-    if not checkpointing:
-        return tokens * layers * one
-    # Each layer's input, and one layer's insides while it is computed again and run backward.
-    return tokens * (layers * hidden * size + one)
+    # Each layer's input, and one layer's insides while it is computed again; else all layers' insides.
+    saved = layers * hidden * size + one if checkpointing else layers * one
+    return tokens * (saved + GRADIENTS * one)
 
 
 def layer(config: dict[str, Any], size: int) -> float:
@@ -94,4 +95,4 @@ def layer(config: dict[str, Any], size: int) -> float:
 
 def logits(config: dict[str, Any], targets: int, size: int) -> float:
     """Bytes of one chunk's logits: in the weights' type, in float32, and their gradient."""
-    return min(targets, HEAD_ROWS) * config["vocab_size"] * (size + 2 * 4)
+    return min(targets * config["vocab_size"], CHUNK) * (size + 2 * 4)

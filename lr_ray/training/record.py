@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from lr_ray.store import Store
 from lr_ray.training.checkpoint import upload
 
 _LINES = "metrics.jsonl"
-_EVERY = 2.0  # seconds between rewrites of metrics.jsonl, which object stores cannot append to
+_EVERY = 2.0  # seconds between rewrites, aside, of metrics.jsonl, which object stores cannot append to
 
 
 class Record:
@@ -27,13 +27,16 @@ class Record:
         lines = [json.loads(line) for line in (store.read(_LINES) or b"").splitlines()]
         self._lines = [line for line in lines if line["step"] <= first]
         self._tokens = self._lines[-1]["num_tokens"] if self._lines else 0
-        self._written = 0.0
         self._aside = None if store.local else tempfile.TemporaryDirectory(prefix="lr-ray-")
         self._events = Path(self._aside.name if self._aside else store.path("metrics"))
         self._board = (
             SummaryWriter(str(self._events), purge_step=first + 1) if self._wants(training) else None
         )
         self._wandb = _wandb(store, training) if "wandb" in training.report_to else None
+        self._failure: BaseException | None = None
+        self._flushing, self._closing = threading.Lock(), threading.Event()
+        self._flusher = threading.Thread(target=self._keep_flushing, daemon=True)
+        self._flusher.start()
         if tally is not None:
             tally.put.remote({"train_steps": first, "train_total": total, "train_tokens": self._tokens})
 
@@ -42,7 +45,13 @@ class Record:
         return "tensorboard" in training.report_to
 
     def add(self, number: int, metrics: dict[str, float]) -> None:
-        """Record optimizer step `number`; `num_tokens` comes as the step's and is written as the sum."""
+        """Record optimizer step `number`; `num_tokens` comes as the step's and is written as the sum.
+
+        Raises:
+            OSError: what was recorded before could not be written.
+        """
+        if self._failure:
+            raise self._failure
         tokens = int(metrics["num_tokens"])
         self._tokens += tokens
         line = {"step": number, **metrics, "num_tokens": self._tokens}
@@ -54,21 +63,32 @@ class Record:
             self._wandb.log({f"train/{name}": value for name, value in line.items()}, step=number)
         if self._tally is not None:
             self._tally.add.remote({"train_steps": 1, "train_tokens": tokens})
-        if time.monotonic() - self._written > _EVERY:
-            self.flush()
 
     def flush(self) -> None:
-        """Make everything so far durable."""
-        text = "".join(json.dumps(line) + "\n" for line in self._lines)
-        self._store.write(text.encode(), _LINES)
-        self._written = time.monotonic()
-        if self._board:
-            self._board.flush()
-            if self._aside:
-                upload(self._events, self._store, "metrics")
+        """Make everything so far durable. Any thread may call it."""
+        with self._flushing:
+            text = "".join(json.dumps(line) + "\n" for line in tuple(self._lines))
+            self._store.write(text.encode(), _LINES)
+            if self._board:
+                self._board.flush()
+                if self._aside:
+                    upload(self._events, self._store, "metrics")
+
+    def _keep_flushing(self) -> None:
+        written = 0
+        while not self._closing.wait(_EVERY):
+            try:
+                if len(self._lines) > written:
+                    written = len(self._lines)
+                    self.flush()
+            except OSError as error:
+                self._failure = error  # `add` raises it where training can end
+                return
 
     def close(self) -> None:
         """Flush and end."""
+        self._closing.set()
+        self._flusher.join()
         self.flush()
         if self._board:
             self._board.close()

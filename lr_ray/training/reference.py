@@ -14,9 +14,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from torch import nn
 
 from lr_ray.store import Store
-from lr_ray.training.batch import PairIds
+from lr_ray.training.batch import Padded, PairIds
+from lr_ray.training.shared_prefix import Stream
 
 Scores = tuple[float, float]
 _SCHEMA = pa.schema([("key", pa.string()), ("chosen", pa.float64()), ("rejected", pa.float64())])
@@ -41,6 +44,17 @@ def fingerprint(folder: str, precision: str) -> str:
     return digest.hexdigest()[:16]
 
 
+@torch.no_grad()
+def score(policy: nn.Module, batch: Padded | Stream) -> list[Scores]:
+    """The log-probs (chosen, rejected) of each pair of a batch, summed in float64; `policy` is as in `step`.
+
+    With an adapter in `policy` the caller switches it off: the reference is the model underneath.
+    """
+    logps = policy(batch).double()
+    sums = logps.new_zeros(batch.sequences).index_add(0, batch.owner, logps)
+    return [(chosen, rejected) for chosen, rejected in sums.view(-1, 2).tolist()]
+
+
 class Cache:
     """The scores in `reference/` of one model; `put` is durable when it returns."""
 
@@ -55,15 +69,24 @@ class Cache:
             found.update(zip(table["key"], scores, strict=True))
         return found
 
-    def put(self, scores: Mapping[str, Scores]) -> None:
-        if not scores:
-            return
+    def put(self, scores: Mapping[str, Scores]) -> str:
+        """Write scores as one file; its name, which their keys determine."""
         names = sorted(scores)
         rows = [{"key": n, "chosen": scores[n][0], "rejected": scores[n][1]} for n in names]
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink)
-        name = hashlib.sha256("".join(names).encode()).hexdigest()[:24]
-        self._store.write(sink.getvalue(), self._folder, f"{name}.parquet")
+        name = f"{hashlib.sha256(''.join(names).encode()).hexdigest()[:24]}.parquet"
+        self._store.write(sink.getvalue(), self._folder, name)
+        return name
+
+    def merge(self) -> None:
+        """Put all files into one. Nothing else may write."""
+        before = self._store.files(self._folder)
+        if len(before) > 1:
+            kept = self.put(self.load())
+            for name in before:
+                if name != kept:
+                    self._store.fs.delete_file(self._store.path(self._folder, name))
 
 
 def missing(keys: Iterable[str], found: Mapping[str, Scores]) -> list[int]:

@@ -13,6 +13,7 @@ import torch
 from torch import distributed, nn
 from torch.nn import functional
 from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lr_ray.training import shared_prefix
@@ -79,9 +80,9 @@ class SequencePolicy(Policy):
         assert isinstance(batch, Stream), "sequence parallelism takes streams"
         own = cut(batch, distributed.get_rank(self._group), distributed.get_world_size(self._group))
         causal: Any = self.model
-        hidden = causal.get_decoder()(
-            input_ids=own.ids, position_ids=own.positions, use_cache=False, shared_prefix_spans=own.spans
-        ).last_hidden_state
+        inputs = {"input_ids": own.ids, "position_ids": own.positions, "shared_prefix_spans": own.spans}
+        with shared_prefix.streaming():
+            hidden = causal.get_decoder()(use_cache=False, **inputs).last_hidden_state
         whole = hidden.new_zeros(len(batch.labels), dtype=torch.promote_types(hidden.dtype, torch.float32))
         if len(own.places):
             logps = head_logps(self.model, hidden[0, own.sources], own.labels)
@@ -155,3 +156,4 @@ def _register(model: nn.Module, group: distributed.ProcessGroup) -> None:
         seq_length_is_variable=True,
     )
     AttentionInterface.register(NAME, exchange)
+    AttentionMaskInterface.register(NAME, shared_prefix.mask)

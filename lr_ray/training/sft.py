@@ -31,6 +31,7 @@ class TorchEngine:
     ) -> None:
         ready(model, training)
         self.device = str(next(model.parameters()).device)
+        self.offload = training.offload_activations
         self.policy: nn.Module = _Autocast(Policy(model), _bf16(self.device, training.precision), self.device)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.max_grad_norm = training.max_grad_norm

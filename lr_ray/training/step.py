@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import torch
 from torch import nn
 
-from lr_ray.training import losses, shared_prefix
+from lr_ray.training import losses, savings, shared_prefix
 from lr_ray.training.batch import IGNORED, Example, Padded, PairIds, Totals, pad_examples, pad_pairs
 from lr_ray.training.shared_prefix import Stream
 
@@ -42,10 +42,13 @@ class Objective(Protocol, Generic[Item]):
 
 
 class Sft:
-    """Supervised fine-tuning: every sequence weighs the same."""
+    """Supervised fine-tuning: every sequence weighs the same; `packed` ones share a row without padding."""
+
+    def __init__(self, *, packed: bool = False) -> None:
+        self.packed = packed
 
     def layout(self, items: Sequence[Example]) -> Batch:
-        return pad_examples(items)
+        return shared_prefix.pack(items) if self.packed else pad_examples(items)
 
     def target_tokens(self, item: Example) -> int:
         return sum(label != IGNORED for label in item["labels"][1:])
@@ -79,17 +82,21 @@ class Dpo:
         self, logps: torch.Tensor, batch: Batch, items: Sequence[PairIds], totals: Totals
     ) -> tuple[torch.Tensor, losses.Stats]:
         reference = torch.tensor([pair.reference for pair in items], dtype=torch.float64, device=logps.device)
-        beta, weight = self.training.beta, self.training.ce_weight
-        return losses.preference_loss(
-            logps, batch.owner, reference, totals, beta, weight, self.training.ce_normalization
+        margins = torch.tensor(
+            [pair.margin or 0.0 for pair in items], dtype=torch.float64, device=logps.device
         )
+        return losses.preference_loss(logps, batch.owner, reference, margins, totals, self.training)
 
 
 class Engine(Protocol):
-    """Weights and their optimizer on `device`. `policy` maps a batch to log-probs of its targets."""
+    """Weights and their optimizer on `device`. `policy` maps a batch to log-probs of its targets.
+
+    With `offload` what a forward pass saves lies on the host.
+    """
 
     policy: nn.Module
     device: str
+    offload: bool
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of one forward pass's share of the loss."""
@@ -117,19 +124,24 @@ def step(
     sums: losses.Stats = {}
     for items in passes:
         batch = objective.layout(items).to(engine.device)
-        loss, stats = objective.loss(engine.policy(batch), batch, items, totals)
+        with savings.offload(engine.offload, engine.device):
+            loss, stats = objective.loss(engine.policy(batch), batch, items, totals)
         engine.backward(loss)
         for name, value in stats.items():
             sums[name] = sums[name] + value.double() if name in sums else value.double()
-    grad_norm = engine.update(learning_rate)
     reduced = reduce(torch.stack([sums[name] for name in sums]))
     metrics = dict(zip(sums, reduced.tolist(), strict=True))
-    if not math.isfinite(metrics["loss"]) or not math.isfinite(grad_norm):
-        raise ValueError(
-            f"training diverged: loss {metrics['loss']}, gradient norm {grad_norm}; "
-            "lower training.learning_rate"
-        )
+    # Before the update, so that no weight takes it, and of the whole batch, so that all workers stop.
+    if not math.isfinite(metrics["loss"]):
+        raise ValueError(_diverged(f"the loss is {metrics['loss']}"))
+    grad_norm = engine.update(learning_rate)
+    if not math.isfinite(grad_norm):
+        raise ValueError(_diverged(f"loss {metrics['loss']}, gradient norm {grad_norm}"))
     return {**metrics, "grad_norm": grad_norm, "learning_rate": learning_rate}
+
+
+def _diverged(what: str) -> str:
+    return f"training diverged: {what}; lower training.learning_rate"
 
 
 def learning_rate(step: int, total: int, training: "Training") -> float:
@@ -159,8 +171,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def ready(model: nn.Module, training: "Training") -> None:
-    """Put `model` into training mode, with gradient checkpointing where it is asked for."""
+    """Put `model` into training mode, with gradient checkpointing and tiles where they are asked for."""
     model.train()
+    if training.tiled_mlp:
+        savings.tile(model, training.tiled_mlp)
     if training.gradient_checkpointing:
         checkpointing: Any = model
         checkpointing.activation_checkpointing_enable({"use_reentrant": False})

@@ -5,6 +5,7 @@ is tokenised by itself behind it, because that is how a model generates: no merg
 Its ending is the template's own, up to the token that ends a turn.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ class Encoder:
         self._specials: set[str] = {*tokenizer.all_special_tokens, *added}
 
     def pair(self, row: Mapping[str, Any], name: str) -> PairIds:
-        """The pair in `row` (prompt, chosen, rejected: lists of messages).
+        """The pair in `row` (prompt, chosen, rejected: lists of messages; its scores where it has them).
 
         Raises:
             ValueError: a field is missing, an answer is not one assistant message or is empty, or the
@@ -52,7 +53,7 @@ class Encoder:
             full = self._render([*prompt, *answer], ask=False)
             answers.append(self._answer(full, rendered, answer[0]["content"], f"{name}: {side}")[0])
         chosen, rejected = answers
-        return PairIds(self._ids(rendered), chosen, rejected)
+        return PairIds(self._ids(rendered), chosen, rejected, margin=_margin(row, name))
 
     def example(self, row: Mapping[str, Any], name: str) -> Example:
         """The conversation in `row["messages"]`; every assistant turn is learned.
@@ -119,6 +120,20 @@ class Encoder:
         # Text that spells a special token must stay text.
         ids = self._ids(text[:start]) + self._ids(content, plain=True) + ending
         return ids, min(stops, default=end)
+
+
+def _margin(row: Mapping[str, Any], name: str) -> float | None:
+    """How much higher the chosen answer was scored; None where a row has no scores."""
+    chosen, rejected = row.get("score_chosen"), row.get("score_rejected")
+    if chosen is None and rejected is None:
+        return None
+    for score in (chosen, rejected):
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise ValueError(
+                f"{name}: score_chosen {chosen!r} or score_rejected {rejected!r} is not a number"
+            )
+    assert chosen is not None
+    return float(chosen - rejected)
 
 
 def _messages(row: Mapping[str, Any], field: str, name: str) -> Messages:

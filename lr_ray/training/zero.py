@@ -1,12 +1,19 @@
 """DeepSpeed as the engine of a step: its config, its gradients' scale, its checkpoints, its weights."""
 
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from lr_ray.config import Training
+from lr_ray.training import universal
 from lr_ray.training.logps import Policy
+from lr_ray.training.shards import HostCopies, Shards
 from lr_ray.training.step import parameter_groups
 
 _BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
@@ -18,15 +25,26 @@ def settings(training: Training, *, bf16: bool) -> dict[str, Any]:
     Raises:
         ValueError: the user's part contradicts the batch sizes or sets a schedule of its own.
     """
-    workers, micro = training.num_workers, training.micro_batch_size
+    workers, micro, together = (
+        training.num_workers,
+        training.micro_batch_size,
+        training.sequence_parallel_size,
+    )
+    if workers % together:
+        raise ValueError(
+            f"training.num_workers {workers} is no multiple of training.sequence_parallel_size {together}"
+        )
+    workers //= together
     if training.batch_size % (workers * micro):
         raise ValueError(
-            f"training.batch_size {training.batch_size} is no multiple of training.num_workers {workers} "
+            f"training.batch_size {training.batch_size} is no multiple of training.num_workers "
+            f"{training.num_workers} / training.sequence_parallel_size {together} "
             f"x training.micro_batch_size {micro}"
         )
     user = training.deepspeed
     ours: dict[str, Any] = {
-        "train_batch_size": training.batch_size,
+        # DeepSpeed knows nothing of workers that share a stream: to it each has examples of its own.
+        "train_batch_size": training.batch_size * together,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": training.batch_size // (workers * micro),
         "gradient_clipping": training.max_grad_norm,
@@ -40,6 +58,8 @@ def settings(training: Training, *, bf16: bool) -> dict[str, Any]:
                 f"training.deepspeed.{key} {user[key]} contradicts training.batch_size, micro_batch_size "
                 f"and num_workers, which make it {ours[key]}"
             )
+    if user.get("zero_optimization", {}).get("offload_optimizer", {}).get("device") == "nvme":
+        raise ValueError("training.deepspeed: an optimizer offloaded to nvme cannot be checkpointed here")
     if "scheduler" in user:
         raise ValueError("training.deepspeed.scheduler: the schedule is training.lr_scheduler_type's")
     if "optimizer" not in user:
@@ -52,24 +72,34 @@ def settings(training: Training, *, bf16: bool) -> dict[str, Any]:
     return {**ours, **user}
 
 
-class ZeroEngine:
-    """A model under DeepSpeed. The process group must be up; `workers` ranks take part."""
+def precision(training: Training) -> str:
+    """What this process computes in: bf16 or fp32."""
+    has_bf16 = training.use_gpu and torch.cuda.is_bf16_supported()
+    auto = "bf16" if has_bf16 else "fp32"
+    return auto if training.precision == "auto" else training.precision
 
-    def __init__(self, model: nn.Module, training: Training, *, bf16: bool, device: str) -> None:
+
+class ZeroEngine:
+    """A policy under DeepSpeed. The process group must be up; `workers` ranks take part."""
+
+    def __init__(self, policy: Policy, training: Training, *, bf16: bool, device: str) -> None:
         import deepspeed
 
         # On CPU DeepSpeed would compile (for a minute) an all-reduce that only inference uses.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        groups: Any = parameter_groups(model, training.weight_decay)
+        groups: Any = parameter_groups(policy.model, training.weight_decay)
         self._engine: Any = deepspeed.initialize(
-            model=Policy(model),
+            model=policy,
             model_parameters=groups,
             config=settings(training, bf16=bf16),
             dist_init_required=False,
         )[0]
+        self._states_of = self._engine.checkpoint_engine = _States()
+        self._copies = HostCopies()
         self._workers = training.num_workers
         self.policy: nn.Module = self._engine
         self.device = device
+        self.offload = training.offload_activations
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add one forward pass's share. DeepSpeed averages over workers where the shares add up."""
@@ -86,13 +116,58 @@ class ZeroEngine:
         self._engine.step()
         return float(norm if norm is not None else self._engine.get_global_grad_norm())
 
-    def save(self, folder: str, tag: str) -> None:
-        """Write this rank's part of a checkpoint into folder/tag; all ranks call it."""
-        self._engine.save_checkpoint(folder, tag=tag, save_latest=False)
+    def snapshot(self) -> Shards:
+        """This rank's part of a checkpoint, copied to host memory; all ranks call it."""
+        return self._copies.take(self._states())
 
-    def load(self, folder: str, tag: str) -> None:
-        """Read this rank's part of a checkpoint from folder/tag; all ranks call it."""
-        path, _ = self._engine.load_checkpoint(folder, tag=tag, load_lr_scheduler_states=False)
+    def reserve(self) -> None:
+        """Get host memory for snapshots, in the background; all ranks call it, after the first update."""
+        self._copies.reserve(self._states())
+
+    def _states(self) -> Shards:
+        with tempfile.TemporaryDirectory(prefix="lr-ray-") as folder:  # for scripts DeepSpeed leaves there
+            self._engine.save_checkpoint(folder, tag="state", save_latest=False)
+        return self._states_of.drain()
+
+    def load(self, names: list[str], read: Callable[[str, list[Any]], Any]) -> None:
+        """Take over a checkpoint of as many ranks; all ranks call it.
+
+        Args:
+            names: all files of the checkpoint.
+            read: the state in the file of that name, with those classes trusted in it.
+        """
+        self._states_of.read = read
+        with tempfile.TemporaryDirectory(prefix="lr-ray-") as folder:
+            # DeepSpeed looks for files by name before it asks its engine to read them.
+            Path(folder, "state").mkdir()
+            for name in names:
+                Path(folder, "state", name).touch()
+            self._load(folder)
+
+    def load_resized(self, names: list[str], read: Callable[[str, list[Any]], Any], name: str) -> None:
+        """Take over a checkpoint of another number of ranks; all ranks call it, with one `name`."""
+        if self._engine.zero_optimization_stage() == 0:  # nothing is cut
+            self.load(names, read)
+            return
+        folder = Path(tempfile.gettempdir(), f"lr-ray-{name}")
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        self._states_of.read = read
+        if first:
+            universal.convert(names, self._states_of.named, folder / "state")
+        distributed.barrier()
+        groups = self._engine.optimizer.param_groups
+        decays = [group["weight_decay"] for group in groups]
+        self._engine._config.load_universal_checkpoint = True
+        self._load(str(folder))
+        self._engine._config.load_universal_checkpoint = False
+        for group, decay in zip(groups, decays, strict=True):
+            group["weight_decay"] = decay  # ZeRO-3 takes the first group's for all
+        distributed.barrier()
+        if first:
+            shutil.rmtree(folder)
+
+    def _load(self, folder: str) -> None:
+        path, _ = self._engine.load_checkpoint(folder, tag="state", load_lr_scheduler_states=False)
         assert path is not None
 
     def weights(self) -> dict[str, torch.Tensor] | None:
@@ -102,3 +177,50 @@ class ZeroEngine:
         else:
             state = self._engine.module.state_dict()
         return state and {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+
+class _States:
+    """In the place of DeepSpeed's checkpoint engine: takes states instead of writing files.
+
+    Its own asynchronous engine hands live CPU tensors to a process that writes local files only, and
+    blocks at the next step until they are written.
+    """
+
+    def __init__(self) -> None:
+        self._taken: Shards = {}
+        self.read: Callable[[str, list[Any]], Any] | None = None
+
+    def drain(self) -> Shards:
+        taken, self._taken = self._taken, {}
+        return taken
+
+    def save(self, state_dict: Any, path: str) -> None:
+        self._taken[Path(path).name] = state_dict
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        return self.named(Path(path).name)
+
+    def named(self, name: str) -> Any:
+        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+
+        assert self.read
+        return self.read(name, [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address])
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        Path(path).mkdir(parents=True, exist_ok=exist_ok)
+
+    def is_data_parallel_writer(self, dp_rank: int) -> bool:
+        return dp_rank == 0
+
+    def create(self, info: Any) -> None: ...
+
+    def commit(self, info: Any) -> bool:
+        return True
+
+    def is_decoupled(self) -> bool:
+        return False
+
+    def preserves_storage_sharing(self) -> bool:
+        return False

@@ -1,0 +1,1 @@
+"""Parts of the judge's benchmark (`jobs/bench_judge.py`)."""

@@ -1,0 +1,55 @@
+"""What the ledger says was paid, added up by kind of call."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow.fs as pafs
+
+from lr_ray.config import Prices
+from lr_ray.llm.records import FOLDER, SUFFIX, lines, parse
+from lr_ray.meter import cost
+from lr_ray.store import Store
+
+
+@dataclass
+class Used:
+    """Answers of one kind of call, and their tokens; `cached_tokens` are part of `prompt_tokens`."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def by_kind(store: Store, prompts: set[str] | None = None) -> dict[str, Used]:
+    """What the run directory's own ledger holds for `prompts` (none: for all), a few MB of it in memory.
+
+    Answers taken over from another run are calls without tokens.
+    """
+    used: dict[str, Used] = {}
+    for segment in store.files(FOLDER, SUFFIX):
+        for line in lines(store, segment):
+            record = parse(line)
+            if record is None or (prompts is not None and record["prompt_id"] not in prompts):
+                continue
+            kind, reply = record["unit"].split("/")[-2], record["reply"]
+            one = used.setdefault(kind, Used())
+            one.calls += 1
+            one.prompt_tokens += reply["prompt_tokens"]
+            one.cached_tokens += reply["cached_tokens"]
+            one.completion_tokens += reply["completion_tokens"]
+    return used
+
+
+def money(store: Store, prices: Prices) -> float:
+    """What all answers recorded in the run directory cost, those of its evaluations too; 0 without prices."""
+    kinds = (one for ledger in _ledgers(store) for one in by_kind(ledger).values())
+    return sum(cost(vars(one), prices) or 0.0 for one in kinds)
+
+
+def _ledgers(store: Store) -> Iterator[Store]:
+    yield store
+    folder = store.path("evaluation")
+    for info in store.fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True)):
+        if info.type == pafs.FileType.Directory:
+            yield store.sub("evaluation", info.base_name)

@@ -1,0 +1,177 @@
+"""The forecast, held against what the same run then uses on the demo's data."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs.demo import task
+from lr_ray import config, plan, plan_training, rows, simulated
+from lr_ray.judge import forecast
+from lr_ray.llm import usage
+from lr_ray.llm.usage import Used
+from lr_ray.store import Store
+from tests.test_rollout import inputs, judge_here
+
+DEMO = Path(__file__).parents[1] / "jobs" / "demo"
+PRICES = {"prompt": 0.5, "completion": 1.5}
+
+
+def demo(tmp_path: Path, url: str, given: dict[str, list[str]], **judge: Any) -> config.Config:
+    """The demo's judge settings over other inputs."""
+    tree = yaml.safe_load((DEMO / "demo.yaml").read_text())
+    section = tree["judge"] | {"base_url": url, "prices": PRICES} | judge
+    return config.Config.model_validate({"run_dir": str(tmp_path / "run"), "data": given, "judge": section})
+
+
+def off(forecast: plan.Forecast, used: dict[str, Used], prices: config.Prices) -> dict[str, float]:
+    """Relative errors of a forecast over all kinds of calls, and of its money."""
+    total = plan.Amount()
+    for one in used.values():
+        total.add(one)
+    money = sum(plan.cost(vars(one), prices) or 0.0 for one in used.values())
+    errors = {name: value / getattr(total, name) - 1 for name, value in vars(forecast.all).items() if value}
+    assert forecast.money is not None
+    return errors | {"money": forecast.money / money - 1}
+
+
+@pytest.mark.parametrize("statements_per_call", [1, 3])
+def test_a_forecast_is_close_to_what_the_run_then_uses(
+    tmp_path: Path, statements_per_call: int, record_property: Callable[[str, object], None]
+) -> None:
+    """Before a prompt is judged calls and prompt tokens; money too once the judge has been heard."""
+    with simulated.running() as url:
+        asked = demo(tmp_path, url, inputs(tmp_path, 24, 8), statements_per_call=statements_per_call)
+        before = plan.make(asked)
+        judged = judge_here(asked)
+        store = Store(asked.run_dir)
+        used = usage.by_kind(store)
+        store.write_rows("judged", [rows.unpack(row) for row in judged[:4]], rows.JUDGED)
+        after = plan.make(asked)
+    first = off(before, used, asked.judge.prices)
+    then = off(after, used, asked.judge.prices)
+    record_property("relative errors before", first)
+    record_property("relative errors after four judged prompts", then)
+    assert abs(first["calls"]) < 0.1
+    assert abs(first["prompt_tokens"]) < 0.1
+    for kind in ("helpfulness", "logicality", "statements", "extract", "completeness"):
+        assert before.kinds[kind].calls == pytest.approx(used[kind].calls)
+    assert all(abs(error) < 0.1 for error in then.values()), then
+    assert after.judged == 4
+    assert before.done == 0
+    assert after.done == 4
+    assert after.spent == pytest.approx(usage.money(store, asked.judge.prices))
+    text = plan.render(after, asked)
+    assert "corrected by what 4 judged prompts used" in text
+    assert "faithfulness support" in text
+
+
+def test_another_runs_judge_is_learned_from(tmp_path: Path) -> None:
+    with simulated.running() as url:
+        first = demo(tmp_path, url, inputs(tmp_path, 8, 8))
+        Store(first.run_dir).write_rows(
+            "judged", [rows.unpack(row) for row in judge_here(first)], rows.JUDGED
+        )
+    (tmp_path / "two").mkdir()
+    second = demo(tmp_path / "two", "http://127.0.0.1:9", inputs(tmp_path / "two", 16, 8))
+    assert plan.make(second).judged == 0
+    borrowed = second.model_copy(update={"judge": second.judge.model_copy(update={"reuse": [first.run_dir]})})
+    found = plan.make(borrowed)
+    assert found.judged == 8
+    assert found.money is not None
+    assert found.money < 0.9 * (plan.make(second).money or 0.0)
+    assert found.spent == 0
+
+
+def write(path: Path, *lines: dict[str, Any]) -> str:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def test_calls_are_as_the_method_has_them(tmp_path: Path) -> None:
+    # 32k tokens of four bytes: 8 chunks, so 8 + 10 * (4 + 10) = 148 calls (method's own count).
+    context = "".join(f"{i:07} " for i in range(32_768 * 4 // 8))
+    prompts = write(tmp_path / "p.jsonl", {"prompt_id": "a", "context": context, "question": "Q?"})
+    asked = config.Config.model_validate({"run_dir": str(tmp_path), "data": {"prompts": [prompts]}})
+    found = plan.make(asked)
+    assert found.all.calls == pytest.approx(148, abs=1)
+    assert found.kinds["support"].prompt_tokens / found.kinds["support"].calls > 5 * 100
+    assert found.money is None
+    assert "until some are sampled" in plan.render(found, asked)
+
+
+def test_what_is_sampled_stands_for_what_is_not(tmp_path: Path) -> None:
+    prompts, _ = task.make_prompts("plan", 6)
+    answers = [{"index": i, "text": "Mira bakes. Toben sings.", "finish_reason": "stop"} for i in range(4)]
+    path = write(tmp_path / "p.jsonl", *map(dict, prompts))
+    held_out = write(
+        tmp_path / "h.jsonl", *({**prompt, "prompt_id": f"h{i}"} for i, prompt in enumerate(prompts))
+    )
+    tree = {"data": {"prompts": [path]}, "sampling": {"n": 4}, "evaluation": {"prompts": [held_out], "n": 2}}
+    asked = config.Config.model_validate({"run_dir": str(tmp_path), **tree})
+    row: dict[str, Any] = {**prompts[0], "reference_answer": None, "prompt": [], "candidates": answers}
+    row |= {"prompt_tokens": 1, "cached_tokens": 0, "truncated": False, "sampled_at": 0.0}
+    Store(str(tmp_path)).write_rows("sampled", [row], rows.SAMPLED)
+    found = plan.make(asked)
+    # The four answers are one, with two statements.
+    assert found.kinds["support"].calls == 6 * 2
+    assert found.kinds["helpfulness"].calls == 6
+    # One chunk, four calls an answer, two statements: of both models on six prompts.
+    assert found.evaluation.calls == 2 * 6 * (1 + 4 + 2)
+
+
+def test_a_budget_below_the_forecast_is_said(tmp_path: Path) -> None:
+    prompts, _ = task.make_prompts("plan", 2)
+    path = write(tmp_path / "p.jsonl", *map(dict, prompts))
+    judge = {"prices": PRICES, "budget": 0.01}
+    asked = config.Config.model_validate(
+        {"run_dir": str(tmp_path), "data": {"prompts": [path]}, "judge": judge}
+    )
+    assert "the run would stop before its end" in plan.render(plan.make(asked), asked)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Mira bakes. Toben sings! Mira bakes.", ["Mira bakes.", "Toben sings!"]),
+        ("Shall I go on? Here they are:\n- copper 3.5 kg\n- salt", ["- copper 3.5 kg", "- salt"]),
+        ("米拉保管铜器。你知道吗？", ["米拉保管铜器。"]),
+        ("...", []),
+        ("", []),
+    ],
+)
+def test_sentences_that_may_be_statements(text: str, expected: list[str]) -> None:
+    assert forecast.sentences(text) == expected
+
+
+def test_parameters_are_read_from_headers() -> None:
+    assert plan_training.count_parameters(str(DEMO / "policy")) == 445_312
+    assert plan_training.count_parameters("no/such/folder") is None
+
+
+def test_training_memory_says_what_holds_it(tmp_path: Path) -> None:
+    """The shape of Llama-3.1-8B, with headers of safetensors files and no weights."""
+    shape = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 128256}
+    shape |= {"num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131072}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    square = {f"model.layers.{n}.q_proj.weight": {"shape": [4096, 4096]} for n in range(478)}
+    header = json.dumps({"__metadata__": {}, **square}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+    def said(**training: Any) -> str:
+        tree = {"run_dir": "x", "sampling": {"model": str(tmp_path), "max_tokens": 1024}}
+        tree["training"] = {"use_gpu": True, "gradient_checkpointing": True, **training}
+        return plan_training.forecast(config.Config.model_validate(tree), 100)[1]
+
+    assert "131,072 tokens" in said()
+    assert "no GPU holds it" not in said()
+    assert "a GPU of 141 GB holds it" in said(lora={"r": 16})
+    assert "no GPU holds it" in said(lora={"r": 16}, gradient_checkpointing=False)
+    assert "no GPU holds it" in said(gradient_checkpointing=False)
+    zero = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
+    assert "of its host" in said(num_workers=8, deepspeed=zero)
+    several = said(num_workers=8, sequence_parallel_size=8, deepspeed=zero)
+    assert "a GPU of 24 GB holds it" in several
