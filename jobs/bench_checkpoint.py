@@ -6,6 +6,7 @@ weights, ZeRO-1, float32. Prints one JSON object; times are rank 0's in seconds,
 """
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -90,11 +91,11 @@ def measure(args: argparse.Namespace) -> None:
 
     take_step()
     times: dict[str, list[float]] = {"step": [timed(take_step) for _ in range(args.saves)]}
-    times["deepspeed"] = theirs(args, engine, timed)
+    times["deepspeed"], times["deepspeed_durable"] = theirs(args, engine, timed)
     times.update(ours(args, engine, timed, take_step))
     if args.rank == 0:
         found = {f"{name}_s": round(statistics.median(values), 3) for name, values in times.items()}
-        for name in ("deepspeed", "waited"):
+        for name in ("deepspeed", "deepspeed_durable", "waited"):
             found[f"stall_over_{name}"] = round(found["stall_s"] / found[f"{name}_s"], 4)
         size = sum(path.stat().st_size for path in Path(args.folder, "ours").rglob("*.pt")) / 2
         every = {name: [round(value, 3) for value in values] for name, values in times.items()}
@@ -105,21 +106,31 @@ def measure(args: argparse.Namespace) -> None:
     os._exit(0)  # DeepSpeed leaves gloo threads behind that can abort the interpreter's end
 
 
-def theirs(args: argparse.Namespace, engine: Any, timed: Callable[..., float]) -> list[float]:
-    """DeepSpeed's own synchronous save to a local folder."""
+def theirs(
+    args: argparse.Namespace, engine: Any, timed: Callable[..., float]
+) -> tuple[list[float], list[float]]:
+    """DeepSpeed's own synchronous save to a local folder: until it returns, and until it is on the disk."""
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
     from torch import distributed
 
+    from lr_ray.store import sync
+
     raw = engine._engine
     before, raw.checkpoint_engine = raw.checkpoint_engine, TorchCheckpointEngine(raw._config)
-    folder, times = f"{args.folder}/deepspeed", []
+    folder = Path(args.folder, "deepspeed")
+    returned, durable = [], []
     for number in range(args.saves):
-        times.append(timed(lambda tag=str(number): raw.save_checkpoint(folder, tag=tag, save_latest=False)))
+        started = time.perf_counter()
+        save = functools.partial(raw.save_checkpoint, str(folder), tag=str(number), save_latest=False)
+        returned.append(timed(save))
+        for path in folder.rglob("*.pt"):
+            sync(str(path))
+        durable.append(time.perf_counter() - started)
         distributed.barrier()
         if args.rank == 0:
             shutil.rmtree(folder)
     raw.checkpoint_engine = before
-    return times
+    return returned, durable
 
 
 def ours(

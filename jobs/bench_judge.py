@@ -164,7 +164,7 @@ def engine(options: argparse.Namespace) -> dict[str, Any]:
 
     if not options.base_url:
         raise SystemExit("--only engine needs --base-url, as of vLLM with --enable-prompt-tokens-details")
-    settings = Judge(model=options.model, concurrency=16, extract_chunk_tokens=512)
+    settings = Judge(model=options.model, concurrency=8, extract_chunk_tokens=512)
     settings = settings.model_copy(update={"retrieval": Retrieval(chunk_tokens=32)})
     rows = workload.rows(
         options.seed, options.rows, 2048, candidates=options.candidates, sentences=4, questions=4

@@ -137,7 +137,9 @@ class Run:
 
         with self.timed("training"), self.watch.display.stage("training", counted=STEPS):
             self.watch.display.note("starting Ray Train and DeepSpeed")
-            launch.train(self.config, self.store, self.watch.tally)
+            done = launch.train(self.config, self.store, self.watch.tally)
+        if done.get("unshared"):
+            say(f"train: each answer computed its own prompt, because {done['unshared']}")
         card.write(self.store)
 
     def evaluate(self) -> None:

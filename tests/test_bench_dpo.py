@@ -20,7 +20,7 @@ SIZE = ["--shape", "tiny", "--answer", "8"]
 
 
 def test_cpu_mode_compares_variants_that_compute_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["full", "response", "whole", "shared", *(["trl"] if TRL else [])]
+    names = ["full", "shared", *(["trl"] if TRL else [])]
     arguments = ["--prompt", "64", "--steps", "1", "--threads", "1", "--variants", ",".join(names)]
     assert main(["cpu", *SIZE, *arguments]) == 0
     out, err = capsys.readouterr()
@@ -29,7 +29,7 @@ def test_cpu_mode_compares_variants_that_compute_the_same(capsys: pytest.Capture
     losses = [float(row[-2]) for row in rows]
     assert losses == pytest.approx([losses[0]] * len(names), abs=1e-5)
     assert losses[0] != pytest.approx(0.693147, abs=1e-4)
-    assert all(float(row[2]) > 0 and float(row[4]) >= 0 for row in rows)
+    assert all(float(cell) >= 0 for row in rows for cell in row[2:5])
     assert err.count("round 1") == len(names)
 
 

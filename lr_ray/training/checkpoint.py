@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from lr_ray.store import Store
+from lr_ray.store import Store, sync
 from lr_ray.training import shards
 from lr_ray.training.shards import Shards
 
@@ -115,11 +115,9 @@ class Checkpoints:
             with self._store.fs.open_output_stream(path) as stream:
                 shards.write(state, stream)
                 return stream.tell()
-        with open(path, "wb") as stream:
-            shards.write(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-            return stream.tell()
+        shards.write(state, path)
+        sync(path)
+        return os.path.getsize(path)
 
     def _gather(self, tag: str) -> dict[str, int]:
         """Every rank's files with their sizes, as soon as all of them are there."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from lr_ray import data
 from lr_ray.config import Config, Training
-from lr_ray.runtime import TASK_CPUS, require
+from lr_ray.runtime import require
 from lr_ray.store import Store
 from lr_ray.training import source
 
@@ -61,7 +61,7 @@ def score(config: Config, store: Store, tally: Any = None) -> int:
     scorer: Any = Scorer
     dataset = (
         ray.data.from_items(blocks, override_num_blocks=len(blocks))
-        .map_batches(tokenise, batch_size=1, num_cpus=TASK_CPUS)
+        .map_batches(tokenise, batch_size=1, num_cpus=1)
         .map_batches(
             scorer,
             fn_constructor_kwargs={"training": training, "store": store, "reference": reference},

@@ -76,9 +76,9 @@ def _copy(place: str, value: Any, visit: Visit) -> Any:
     return copy.copy(value)
 
 
-def write(state: Any, stream: Any) -> None:
-    """Write `state` to a binary stream."""
-    torch.save(state, stream)
+def write(state: Any, target: Any) -> None:
+    """Write `state` to a local path, or to a binary stream, which takes longer."""
+    torch.save(state, target)
 
 
 def read(stream: Any, trusted: list[Any]) -> Any:

@@ -43,7 +43,8 @@ def loop(spec: dict[str, Any]) -> dict[str, Any]:
     """Ray Train's entry: `spec` holds config (as a dict), url of the run directory and the tally.
 
     Returns:
-        steps, rows, rows_left_out of the run, or the one key `error`: a sentence for the user.
+        steps, rows, rows_left_out of the run, and `unshared`, why rows were not streams, if they were not;
+        or the one key `error`: a sentence for the user.
     """
     try:
         config = Config.model_validate(spec["config"])
@@ -90,7 +91,8 @@ class Worker:
             else:
                 folder.save(model, weights, self.start, self.store)
         distributed.barrier()
-        return {"steps": steps, "rows": len(self.kept), "rows_left_out": left_out}
+        done = {"steps": steps, "rows": len(self.kept), "rows_left_out": left_out}
+        return {**done, "unshared": self.unshared} if self.unshared else done
 
     def _measure(self) -> list[Measure]:
         """Measures of the rows that fit, the same on every rank; each rank tokenises its share."""
@@ -135,6 +137,7 @@ class Worker:
     def _objective(self, model: Any) -> Objective:
         """What is learned, as streams where the model takes them, else as padded rows."""
         reason = shared_prefix.unsupported(model, max(one.longest for one in self.kept))
+        self.unshared = reason
         if reason is None:
             shared_prefix.prepare(model)
         elif self.training.sequence_parallel_size > 1:

@@ -1,5 +1,6 @@
 """DeepSpeed as the engine of a step: its config, its gradients' scale, its checkpoints, its weights."""
 
+import copy
 import os
 import shutil
 import tempfile
@@ -160,8 +161,12 @@ class ZeroEngine:
         self._engine._config.load_universal_checkpoint = True
         self._load(str(folder))
         self._engine._config.load_universal_checkpoint = False
+        # ZeRO-3 takes the first group's settings for all, and one counter, which then counts once a group.
         for group, decay in zip(groups, decays, strict=True):
-            group["weight_decay"] = decay  # ZeRO-3 takes the first group's for all
+            group["weight_decay"] = decay
+        for state in self._engine.optimizer.optimizer.state.values():
+            if "step" in state:
+                state["step"] = copy.deepcopy(state["step"])
         distributed.barrier()
         if first:
             shutil.rmtree(folder)
