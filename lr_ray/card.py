@@ -34,7 +34,9 @@ def write(store: Store) -> None:
     saved = store.read("config.yaml")
     if saved is None or not store.exists("model", "config.json"):
         return
-    store.write(text(yaml.safe_load(saved), store).encode(), "model", "README.md")
+    made = text(yaml.safe_load(saved), store).encode()
+    if store.read("model", "README.md") != made:
+        store.write(made, "model", "README.md")
 
 
 def text(config: dict[str, Any], store: Store) -> str:

@@ -32,7 +32,7 @@ ENGINE: dict[str, Any] = {
 # Ray's default threshold is infinite: all that begins alike, as every judge prompt of a kind does, went to
 # one replica. Its tree of prompts grows for ever unless it is told to forget.
 ROUTER: dict[str, Any] = {
-    "imbalanced_threshold": 8,
+    "imbalanced_threshold": 4,
     "do_eviction": True,
     "eviction_threshold_chars": 40_000_000,
     "eviction_target_chars": 32_000_000,

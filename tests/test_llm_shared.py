@@ -1,5 +1,6 @@
 import asyncio
 import json
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def test_a_process_that_works_alone_keeps_to_the_config() -> None:
 def test_actors_share_the_ceiling_and_go_on_when_the_keeper_dies(ray_cluster: None, tmp_path: Path) -> None:
     import ray
 
+    # Ray's workers cannot import this file.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with simulated.running(latency=0.1, plain=True) as url:
         judge = {"model": "m", "base_url": url, "concurrency": 10}
         config = Config.model_validate({"run_dir": str(tmp_path), "judge": judge})

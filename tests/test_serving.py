@@ -182,14 +182,16 @@ def test_two_replicas_serve_a_judge_whose_every_reply_fits_or_is_unscored(
             "model": "tiny-judge",
             "base_url": f"http://127.0.0.1:{port}/v1",
             "concurrency": 8,
-            "attempts": 2,
-            "max_tokens": 1024,
+            "attempts": 3,
+            # Random weights at temperature 0 go round in circles until they are cut off.
+            "parameters": {"temperature": 1.0},
         },
         "serving": {
             "model": model(tmp_path / "model"),
             "replicas": 2,
             "num_cpus": 0.5,
             "port": port,
+            "router": {"imbalanced_threshold": 2},
             "engine": {"dtype": "float32", "enforce_eager": True, "max_model_len": 16384},
             "env": {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
         },
@@ -210,7 +212,7 @@ def test_two_replicas_serve_a_judge_whose_every_reply_fits_or_is_unscored(
         status, models = fetch(f"{url}/models", KEY)
         assert status == 200
         assert [one["id"] for one in models["data"]] == ["tiny-judge"]
-        results = judged(Config.model_validate(settings), 2)
+        results = judged(Config.model_validate(settings), 1)
         replies = 0
         for row in results:
             assert row["kind"] == "judged", row
@@ -221,7 +223,7 @@ def test_two_replicas_serve_a_judge_whose_every_reply_fits_or_is_unscored(
                 for dimension, score in candidate["scores"].items():
                     assert (score is None) == bool(reasons.get(dimension))
                     assert score is None or 0 <= score <= 10
-        assert replies >= 2 * (1 + 2 * 3)
+        assert replies >= 1 + 2 * 3
         ratings = [s for row in results for c in row["candidates"] for s in c["scores"].values()]
         assert any(score is not None for score in ratings)
     finally:
