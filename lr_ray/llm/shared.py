@@ -8,6 +8,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from lr_ray.config import Config, Judge
@@ -52,9 +53,13 @@ def keeper(config: Config, already: float = 0.0) -> Any:
 def release() -> None:
     """End this process's keepers: the next run may have another budget, and starts unstopped."""
     import ray
+    from ray.exceptions import ActorHandleNotFoundError
 
     while _kept:
-        ray.kill(_kept.popitem()[1])
+        handle = _kept.popitem()[1]
+        # One of a Ray that this process has left is gone already.
+        with suppress(ActorHandleNotFoundError):
+            ray.kill(handle)
 
 
 def replicas(judge: Judge) -> int:
