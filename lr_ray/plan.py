@@ -41,20 +41,6 @@ T = TypeVar("T")
 
 
 @dataclass
-class Amount:
-    """Calls and tokens; `cached_tokens` are part of `prompt_tokens`."""
-
-    calls: float = 0.0
-    prompt_tokens: float = 0.0
-    cached_tokens: float = 0.0
-    completion_tokens: float = 0.0
-
-    def add(self, other: "Amount | Used", times: float = 1.0) -> None:
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + times * value)
-
-
-@dataclass
 class Forecast:
     """Of a whole run. `kinds` is judging by kind of call; `evaluation` both models on the held-out prompts.
 
@@ -66,8 +52,8 @@ class Forecast:
     candidates: float
     context_tokens: float
     chunks: float
-    kinds: dict[str, Amount]
-    evaluation: Amount
+    kinds: dict[str, Used]
+    evaluation: Used
     money: float | None = None
     spent: float = 0.0
     done: int = 0
@@ -76,9 +62,9 @@ class Forecast:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def all(self) -> Amount:
+    def all(self) -> Used:
         """Judging and evaluation together."""
-        total = Amount()
+        total = Used()
         for one in (*self.kinds.values(), self.evaluation):
             total.add(one)
         return total
@@ -97,7 +83,7 @@ def make(config: Config) -> Forecast:
     held_out = data.scan(config.evaluation.prompts) if config.evaluation.prompts else []
     asked = [answers.of(pointer, config.evaluation.n) for pointer in _spread(held_out, SAMPLE // 2)]
     measure = chunks.measure(config.judge.tokenizer)
-    evaluation = Amount()
+    evaluation = Used()
     for one in _count(config, asked, 2 * len(held_out), correction).values():
         evaluation.add(one)
     result = Forecast(
@@ -165,15 +151,13 @@ def _row(store: Store, folder: str, place: tuple[str, int]) -> dict[str, Any]:
     return store.table(folder, name).slice(row, 1).to_pylist()[0]
 
 
-def _count(
-    config: Config, rows: list[Any], prompts: int, correction: Mapping[str, Amount]
-) -> dict[str, Amount]:
+def _count(config: Config, rows: list[Any], prompts: int, correction: Mapping[str, Used]) -> dict[str, Used]:
     """What `prompts` prompts take when they are like `rows`, by kind of call."""
     once = config.judge.model_copy(update={"repeats": config.judge.repeats.model_copy(update={"samples": 0})})
-    kinds: dict[str, Amount] = {}
+    kinds: dict[str, Used] = {}
     for row in rows:
         for kind, used in forecast.of_row(row, once).items():
-            kinds.setdefault(kind, Amount()).add(used, prompts / len(rows))
+            kinds.setdefault(kind, Used()).add(used, prompts / len(rows))
     for kind, factor in correction.items():
         if kind in kinds:
             one = kinds[kind]
@@ -184,7 +168,7 @@ def _count(
     return {kind: kinds[kind] for kind in DIMENSION if kind in kinds}
 
 
-def _learned(config: Config, store: Store) -> tuple[dict[str, Amount], float | None, int]:
+def _learned(config: Config, store: Store) -> tuple[dict[str, Used], float | None, int]:
     """Used over forecast by kind of call, seconds a prompt, and the number of judged prompts that say so.
 
     They are the run's own or, while it has none, those of a run in `judge.reuse`.
@@ -201,11 +185,11 @@ def _learned(config: Config, store: Store) -> tuple[dict[str, Amount], float | N
 
 def _compared(
     config: Config, rows: list[Any], used: Mapping[str, Used]
-) -> tuple[dict[str, Amount], float | None, int]:
-    correction: dict[str, Amount] = {}
+) -> tuple[dict[str, Used], float | None, int]:
+    correction: dict[str, Used] = {}
     for kind, expected in _count(config, rows, len(rows), {}).items():
         got = used.get(kind, Used())
-        correction[kind] = Amount(got.calls / expected.calls, 1.0, 0.0, 1.0)
+        correction[kind] = Used(got.calls / expected.calls, 1.0, 0.0, 1.0)
         if got.prompt_tokens:  # there are endpoints that do not say
             correction[kind].prompt_tokens = got.prompt_tokens / expected.prompt_tokens
             correction[kind].cached_tokens = got.cached_tokens / got.prompt_tokens
@@ -267,7 +251,7 @@ def render(result: Forecast, config: Config) -> str:
     prices = config.judge.prices
     hours = result.judge_hours / max(1.0, result.all.calls)
 
-    def line(dimension: str, kind: str, one: Amount) -> str:
+    def line(dimension: str, kind: str, one: Used) -> str:
         price = cost(vars(one), prices)
         return (
             f"{dimension:<13}{kind:<13}{one.calls:>12,.0f}{one.prompt_tokens:>16,.0f}"

@@ -122,6 +122,18 @@ class Usage(TypedDict):
     completion_tokens: int
 
 
+def no_usage() -> Usage:
+    """The usage of a row of which nothing has been asked."""
+    return {
+        "calls": 0,
+        "reused": 0,
+        "retries": 0,
+        "prompt_tokens": 0,
+        "cached_tokens": 0,
+        "completion_tokens": 0,
+    }
+
+
 class Judged(Prompt):
     candidates: list[JudgedCandidate]
     extracts: list[Extract]

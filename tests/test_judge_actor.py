@@ -21,6 +21,7 @@ from lr_ray.config import Config
 from lr_ray.judge.actor import JudgeActor
 from lr_ray.llm import client as clients
 from lr_ray.store import Store
+from tests.sampled_row import sampled_row
 
 NAMES = ["Mira", "Toben", "Sela", "Kano", "Dovik", "Runa"]
 GOODS = ["copper", "salt", "tin", "honey", "silk", "amber"]
@@ -49,20 +50,8 @@ def url() -> Iterator[str]:
 
 
 def sampled(prompt_id: str, *texts: str, context: str = CONTEXT, question: str = "") -> rows.Packed:
-    candidates = [{"index": i, "text": text, "finish_reason": "stop"} for i, text in enumerate(texts)]
-    row = {
-        "prompt_id": prompt_id,
-        "context": context,
-        "question": question or "What do Mira, Toben and Sela keep?",
-        "reference_answer": None,
-        "prompt": [{"role": "user", "content": "?"}],
-        "candidates": candidates,
-        "prompt_tokens": 1,
-        "cached_tokens": 0,
-        "truncated": False,
-        "sampled_at": 0.0,
-    }
-    return rows.pack("sampled", row)
+    question = question or "What do Mira, Toben and Sela keep?"
+    return rows.pack("sampled", sampled_row(prompt_id, context, question, texts))
 
 
 class Tally:

@@ -24,10 +24,11 @@ from lr_ray.judge.requests import Block, language, messages, template
 from lr_ray.judge.support import same
 from lr_ray.llm.calls import Call, Unusable
 from lr_ray.llm.replies import Bad, read
-from lr_ray.rows import Passage, Sampled, Usage
+from lr_ray.rows import Passage, Sampled, no_usage
 from lr_ray.store import Store
 from tests import endpoint
 from tests.hostile import ANSWER, CONTEXT, HOSTILE, KINDS, QUESTION, REPLIES, code, tagged
+from tests.sampled_row import sampled_row
 
 SECOND = 1.0  # of CPU that a case may take
 
@@ -47,26 +48,14 @@ def _warm() -> None:
 
 
 def row(context: str = CONTEXT, question: str = QUESTION, *texts: str, prompt_id: str = "p") -> Sampled:
-    found = [{"index": i, "text": text, "finish_reason": "stop"} for i, text in enumerate(texts or (ANSWER,))]
-    return {  # type: ignore[return-value]
-        "prompt_id": prompt_id,
-        "context": context,
-        "question": question,
-        "reference_answer": None,
-        "prompt": [{"role": "user", "content": "?"}],
-        "candidates": found,
-        "prompt_tokens": 1,
-        "cached_tokens": 0,
-        "truncated": False,
-        "sampled_at": 0.0,
-    }
+    return sampled_row(prompt_id, context, question, texts or (ANSWER,))
 
 
 class Asks:
     """Takes the calls down. Statements and facts come back as `said`, or every reply is `raw`."""
 
     def __init__(self, said: str = "", raw: str | None = None) -> None:
-        self.usage: Usage = dict.fromkeys(Usage.__annotations__, 0)  # type: ignore[assignment]
+        self.usage = no_usage()
         self.first_call_at = 0.0
         self.calls: list[Call[Any]] = []
         self._said, self._raw = said, raw

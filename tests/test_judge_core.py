@@ -13,7 +13,8 @@ from lr_ray.judge import core
 from lr_ray.judge.answers import Facts, Rating, Statements, Verdict
 from lr_ray.llm.calls import Call, Unusable
 from lr_ray.llm.client import GaveUp
-from lr_ray.rows import Judged, Sampled, Usage
+from lr_ray.rows import Judged, Sampled, no_usage
+from tests.sampled_row import sampled_row
 
 Reply = BaseModel | Exception
 CONTEXT = "Mira keeps copper. Toben keeps salt. The mill is old. " * 20
@@ -23,7 +24,7 @@ class Asks:
     """Answers each call by `script`, after a turn of the event loop; keeps what was asked."""
 
     def __init__(self, script: Callable[[str, str], Reply]) -> None:
-        self.usage: Usage = dict.fromkeys(Usage.__annotations__, 0)  # type: ignore[assignment]
+        self.usage = no_usage()
         self.first_call_at = 1.0
         self.asked: list[tuple[str, str]] = []
         self.units: list[tuple[str, int | None, int]] = []
@@ -58,21 +59,8 @@ def ideal(name: str, text: str) -> Reply:
 
 
 def row(*texts: str, context: str = CONTEXT) -> Sampled:
-    return {
-        "prompt_id": "p",
-        "context": context,
-        "question": "What do Mira and Toben keep?",
-        "reference_answer": "SECRET reference",
-        "prompt": [{"role": "user", "content": "?"}],
-        "candidates": [
-            {"index": i, "text": text, "finish_reason": "stop"}
-            for i, text in enumerate(texts or ("An answer.",))
-        ],
-        "prompt_tokens": 1,
-        "cached_tokens": 0,
-        "truncated": False,
-        "sampled_at": 0.5,
-    }
+    made = sampled_row("p", context, "What do Mira and Toben keep?", texts or ("An answer.",))
+    return {**made, "reference_answer": "SECRET reference", "sampled_at": 0.5}
 
 
 def judge(asks: Asks, sampled: Sampled | None = None, **changes: Any) -> Judged:

@@ -14,6 +14,7 @@ from lr_ray.judge.actor import JudgeActor
 from lr_ray.llm import calls
 from lr_ray.store import Store
 from tests import endpoint
+from tests.sampled_row import sampled_row
 
 DIMENSIONS = ("helpfulness", "logicality", "faithfulness", "completeness")
 
@@ -129,19 +130,7 @@ REPLIES = {
 
 
 def sampled(*texts: str) -> rows.Packed:
-    found = [{"index": i, "text": text, "finish_reason": "stop"} for i, text in enumerate(texts)]
-    row = {
-        "prompt_id": "p",
-        "context": "Mira keeps copper. " * 30,
-        "question": "What does Mira keep?",
-        "reference_answer": None,
-        "prompt": [{"role": "user", "content": "?"}],
-        "candidates": found,
-        "prompt_tokens": 1,
-        "cached_tokens": 0,
-        "truncated": False,
-        "sampled_at": 0.0,
-    }
+    row = sampled_row("p", "Mira keeps copper. " * 30, "What does Mira keep?", texts)
     return rows.pack("sampled", row)
 
 

@@ -29,7 +29,7 @@ def demo(tmp_path: Path, url: str, given: dict[str, list[str]], **judge: Any) ->
 
 def off(forecast: plan.Forecast, used: dict[str, Used], prices: config.Prices) -> dict[str, float]:
     """Relative errors of a forecast over all kinds of calls, and of its money."""
-    total = plan.Amount()
+    total = Used()
     for one in used.values():
         total.add(one)
     money = sum(plan.cost(vars(one), prices) or 0.0 for one in used.values())

@@ -19,6 +19,7 @@ from lr_ray.config import Config
 from lr_ray.judge.actor import JudgeActor
 from lr_ray.store import Store
 from tests import tiny_model
+from tests.sampled_row import sampled_row
 
 KEY = "sk-serving-test"
 START = 300  # seconds that vLLM, Ray and Serve may take to come up on a busy machine
@@ -135,18 +136,8 @@ def judged(config: Config, count: int) -> list[Any]:
     found = []
     for number in range(count):
         texts = ["Mira keeps copper.", "Toben keeps salt, and nobody keeps tin."]
-        row = {
-            "prompt_id": f"p{number}",
-            "context": "Mira keeps copper. Toben keeps salt. " * 4,
-            "question": "What does Mira keep?",
-            "reference_answer": None,
-            "prompt": [{"role": "user", "content": "?"}],
-            "candidates": [{"index": i, "text": t, "finish_reason": "stop"} for i, t in enumerate(texts)],
-            "prompt_tokens": 1,
-            "cached_tokens": 0,
-            "truncated": False,
-            "sampled_at": 0.0,
-        }
+        context = "Mira keeps copper. Toben keeps salt. " * 4
+        row = sampled_row(f"p{number}", context, "What does Mira keep?", texts)
         found.append(rows.pack("sampled", row))
 
     async def work() -> list[rows.Packed]:

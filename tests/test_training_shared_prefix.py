@@ -17,18 +17,7 @@ from lr_ray.training.logps import Policy, head_logps, pair_logps
 
 torch.set_num_threads(1)
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 261,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "initializer_range": 0.1,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-}
+SMALL: dict[str, Any] = {**tiny_model.SHAPE, "head_dim": 8, "pad_token_id": 0}
 WINDOW = 11
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),

@@ -26,22 +26,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
+SHAPE: dict[str, Any] = {
+    "vocab_size": 261,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.1,
+}
+
+
 def model(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
     """Two layers, 32 wide, grouped queries, window of 512 tokens, float32."""
-    shape: dict[str, Any] = {
-        "vocab_size": 261,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "initializer_range": 0.1,
-        "eos_token_id": 257,
-        "pad_token_id": 256,
-        "bos_token_id": None,
-        **changes,
-    }
+    shape = {**SHAPE, "eos_token_id": 257, "pad_token_id": 256, "bos_token_id": None, **changes}
     set_seed(seed)
     return LlamaForCausalLM(LlamaConfig(**shape))
 

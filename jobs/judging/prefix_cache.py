@@ -22,7 +22,7 @@ from lr_ray.judge import core
 from lr_ray.judge.order import Turns
 from lr_ray.llm.calls import Call
 from lr_ray.llm.governor import Order
-from lr_ray.rows import Message, Sampled, Usage
+from lr_ray.rows import Message, Sampled, no_usage
 
 BLOCK = 64  # characters: 16 tokens, vLLM's block
 SECONDS = (1.0, 3.0)  # least and most that a call takes
@@ -157,7 +157,7 @@ class Asks:
     """The calls of one row: equal ones once."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.usage: Usage = dict.fromkeys(Usage.__annotations__, 0)  # type: ignore[assignment]
+        self.usage = no_usage()
         self.first_call_at = 0.0
         self._endpoint = endpoint
         self._asked: dict[str, asyncio.Task[Any]] = {}

@@ -23,19 +23,11 @@ from lr_ray.judge.answers import ITEMS, TEXT_CHARS, Verdicts
 from lr_ray.judge.chunks import Measure
 from lr_ray.llm.calls import EMBEDDINGS_A_CALL, Call, Vectors
 from lr_ray.llm.usage import Used
-from lr_ray.rows import Sampled, Usage
+from lr_ray.rows import Sampled, no_usage
 
 RATING_TOKENS = 120  # of an answer with analysis and score
 VERDICT_TOKENS = 80  # of an analysis and verdict
 FACTS_SHARE = 0.05  # of a chunk is said again by its extract
-NO_USAGE: Usage = {
-    "calls": 0,
-    "reused": 0,
-    "retries": 0,
-    "prompt_tokens": 0,
-    "cached_tokens": 0,
-    "completion_tokens": 0,
-}
 
 A = TypeVar("A", bound=BaseModel)
 
@@ -72,7 +64,7 @@ class _Assumed:
     """In place of `llm.calls.Calls`: takes each different request down, and answers by assumption."""
 
     def __init__(self, row: Sampled, settings: Judge) -> None:
-        self.usage, self.first_call_at = NO_USAGE, time.time()
+        self.usage, self.first_call_at = no_usage(), time.time()
         self.used: dict[str, Used] = defaultdict(Used)
         self._texts = {candidate["index"]: candidate["text"] for candidate in row["candidates"]}
         self._settings, self._tokens = settings, _Counter(chunks.measure(settings.tokenizer))

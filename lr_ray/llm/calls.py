@@ -29,7 +29,7 @@ from lr_ray.llm.governor import Order
 from lr_ray.llm.ledger import Ledger
 from lr_ray.llm.replies import Bad, read, slim
 from lr_ray.meter import cost
-from lr_ray.rows import Message, Usage
+from lr_ray.rows import Message, no_usage
 
 NEW_SAMPLE_TEMPERATURE = 0.95  # of every attempt but the first (the authors' code)
 MORE_ROOM = 2  # times the tokens, once, after a reply was cut off
@@ -92,14 +92,7 @@ class Calls:
         count: Count,
         borrowed: Container[str] = (),
     ) -> None:
-        self.usage: Usage = {
-            "calls": 0,
-            "reused": 0,
-            "retries": 0,
-            "prompt_tokens": 0,
-            "cached_tokens": 0,
-            "completion_tokens": 0,
-        }
+        self.usage = no_usage()
         self.first_call_at = time.time()
         self._prompt_id, self._client, self._ledger = prompt_id, client, ledger
         self._recorded, self._settings, self._count_all = recorded, settings, count

@@ -15,10 +15,15 @@ from lr_ray.store import Store
 class Used:
     """Answers of one kind of call, and their tokens; `cached_tokens` are part of `prompt_tokens`."""
 
-    calls: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
+    calls: float = 0
+    prompt_tokens: float = 0
+    cached_tokens: float = 0
+    completion_tokens: float = 0
+
+    def add(self, other: "Used", times: float = 1) -> None:
+        """Add `other`, `times` over."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + times * value)
 
 
 def by_kind(store: Store, prompts: set[str] | None = None) -> dict[str, Used]:
@@ -33,11 +38,8 @@ def by_kind(store: Store, prompts: set[str] | None = None) -> dict[str, Used]:
             if record is None or (prompts is not None and record["prompt_id"] not in prompts):
                 continue
             kind, reply = record["unit"].split("/")[-2], record["reply"]
-            one = used.setdefault(kind, Used())
-            one.calls += 1
-            one.prompt_tokens += reply["prompt_tokens"]
-            one.cached_tokens += reply["cached_tokens"]
-            one.completion_tokens += reply["completion_tokens"]
+            tokens = (reply[name] for name in ("prompt_tokens", "cached_tokens", "completion_tokens"))
+            used.setdefault(kind, Used()).add(Used(1, *tokens))
     return used
 
 

@@ -3,6 +3,8 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +64,24 @@ def load(folder: str, dtype: torch.dtype) -> Any:
         raise ValueError(f"{folder}: no model to load: {' '.join(str(error).split())}") from error
 
 
+@contextmanager
+def staged(store: Store, name: str, last: str) -> Iterator[Path]:
+    """An empty folder to fill, which then is the run's folder `name`; `last` in it means it is whole."""
+    with tempfile.TemporaryDirectory(prefix="lr-ray-") as aside:
+        target = Path(store.path(f"{name}.tmp") if store.local else f"{aside}/{name}")
+        if target.exists():
+            shutil.rmtree(target)
+        target.mkdir(parents=True)
+        yield target
+        publish(target, store, name, last)
+
+
 def save(model: Any, weights: dict[str, torch.Tensor], start: str, store: Store) -> None:
     """Write the run's `model/`: `weights` in the dtype of the folder `start`, everything else as there."""
     dtype = getattr(
         torch, read_config(start).get("dtype") or read_config(start).get("torch_dtype") or "float32"
     )
-    with tempfile.TemporaryDirectory(prefix="lr-ray-") as aside:
-        target = Path(store.path(f"{MODEL}.tmp") if store.local else f"{aside}/{MODEL}")
-        if target.exists():
-            shutil.rmtree(target)
-        target.mkdir(parents=True)
+    with staged(store, MODEL, MARKER) as target:
         kept = [path for pattern in (*_KEPT, *_KEPT_MODEL) for path in Path(start).glob(pattern)]
         if any(path.name == "generation_config.json" for path in kept):
             # Transformers refuses to save some generation configs it loads; ours goes over as a file.
@@ -82,7 +92,6 @@ def save(model: Any, weights: dict[str, torch.Tensor], start: str, store: Store)
         for path in kept:
             if path.is_file():
                 shutil.copy2(path, target / path.name)
-        publish(target, store, MODEL, MARKER)
 
 
 def read_config(folder: str) -> dict[str, Any]:

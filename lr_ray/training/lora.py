@@ -4,9 +4,7 @@
 loads unconverted.
 """
 
-import tempfile
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import peft
@@ -15,7 +13,6 @@ from torch import nn
 
 from lr_ray.store import Store
 from lr_ray.training import folder
-from lr_ray.training.checkpoint import publish
 
 ADAPTER = "adapter"
 _LAST = "adapter_config.json"  # written last, as folder.MARKER
@@ -69,11 +66,9 @@ def export(start: str, options: dict[str, Any], weights: dict[str, torch.Tensor]
     unknown = adapted.load_state_dict(adapter, strict=False).unexpected_keys
     assert adapter
     assert not unknown, f"no place for {unknown[:3]}"
-    with tempfile.TemporaryDirectory(prefix="lr-ray-") as aside:
-        target = Path(store.path(f"{ADAPTER}.tmp") if store.local else f"{aside}/{ADAPTER}")
+    with folder.staged(store, ADAPTER, _LAST) as target:
         adapted.peft_config["default"].base_model_name_or_path = start
         adapted.save_pretrained(target)
         (target / "README.md").unlink(missing_ok=True)  # peft's empty card; ours lies in model/
-        publish(target, store, ADAPTER, _LAST)
     merged = adapted.merge_and_unload()
     folder.save(merged, merged.state_dict(), start, store)
