@@ -17,14 +17,14 @@ from lr_ray.store import Store
 
 ROOT = Path(__file__).parents[1]
 POLICY = ROOT / "jobs" / "demo" / "policy"
-PROMPTS, HELD_OUT, N = 24, 6, 5
+PROMPTS, HELD_OUT, N = 72, 6, 5
 
 
 def command(run_dir: Path) -> list[str]:
     return [
         *(sys.executable, "-m", "jobs.demo.run", "--run-dir", str(run_dir), "--seed", "7"),
         *("--prompts", str(PROMPTS), "--held-out", str(HELD_OUT)),
-        *(f"sampling.n={N}", "sampling.rows_in_flight=2", "evaluation.n=2", "training.max_steps=3"),
+        *(f"sampling.n={N}", "sampling.rows_in_flight=1", "evaluation.n=2", "training.max_steps=3"),
         *("training.batch_size=4", "training.micro_batch_size=2", "judge.rows_in_flight=4"),
     ]
 

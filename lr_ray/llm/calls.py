@@ -191,33 +191,48 @@ class Calls:
         Raises:
             Unusable: the endpoint will never answer it.
         """
-        reply = self._recorded.get(key)
-        reused = reply is not None
-        if reply is None:
-            self._ledger.check()
-            tokens = len(body) // BYTES_A_TOKEN + ANSWER_TOKENS
-            sent = body[:-1] + self._hints if path == CHAT else body
-            try:
-                reply = slim(await client.post(path, sent, unit, self._count, tokens=tokens, order=order))
-            except Unanswerable as error:
-                self._account.unusable(str(error))
-                raise Unusable(str(error)) from error
-            self._account.paid(cost(reply, self._settings.prices) or 0.0)
-        if not reused or key in self._borrowed:  # what is borrowed cost this run nothing
-            await self._ledger.append(
-                {
-                    "prompt_id": self._prompt_id,
-                    "key": key,
-                    "unit": unit,
-                    "reply": {**reply, **dict.fromkeys(TOKENS, 0)} if reused else reply,
-                }
-            )
-        if not reused:
+        recorded = self._recorded.get(key)
+        if recorded is None:
+            reply = await self._pay(client, path, body, key, unit, order)
             for name in TOKENS:
                 self._count(name, reply[name])
+        else:
+            reply = recorded
+            if key in self._borrowed:
+                # What is borrowed cost this run nothing.
+                await self._record(key, unit, {**reply, **dict.fromkeys(TOKENS, 0)})
         self._count("calls", 1)
-        self._count("reused", int(reused))
-        return reply, not reused
+        self._count("reused", int(recorded is not None))
+        return reply, recorded is None
+
+    async def _pay(
+        self, client: Client, path: str, body: bytes, key: str, unit: str, order: Order
+    ) -> dict[str, Any]:
+        paid: dict[str, Any] = {}
+
+        async def keep(reply: dict[str, Any]) -> None:
+            paid.update(slim(reply))
+            self._account.paid(cost(paid, self._settings.prices) or 0.0)
+            await self._record(key, unit, paid)
+
+        self._ledger.check()
+        tokens = len(body) // BYTES_A_TOKEN + ANSWER_TOKENS
+        sent = body[:-1] + self._hints if path == CHAT else body
+        # A call keeps its place until its answer is durable, so that no crash repeats more calls than may
+        # be in flight; but not where that takes a second or more, in which the endpoint would idle.
+        held = keep if self._ledger.quick else None
+        try:
+            reply = await client.post(path, sent, unit, self._count, tokens=tokens, order=order, keep=held)
+        except Unanswerable as error:
+            self._account.unusable(str(error))
+            raise Unusable(str(error)) from error
+        if held is None:
+            await keep(reply)
+        return paid
+
+    async def _record(self, key: str, unit: str, reply: dict[str, Any]) -> None:
+        record = {"prompt_id": self._prompt_id, "key": key, "unit": unit, "reply": reply}
+        await self._ledger.append(record)
 
     async def _batch(self, texts: list[str], model: str, client: Client) -> Vectors:
         body = orjson.dumps({"model": model, "input": texts, "encoding_format": "base64"})

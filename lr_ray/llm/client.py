@@ -13,7 +13,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -26,6 +26,7 @@ from lr_ray.llm.governor import NO_HEADERS, Governor, Order, Permit
 from lr_ray.llm.transport import CONNECT, LARGEST_REPLY, TooLarge, Transport
 
 Count = Callable[[str, int], None]
+Keep = Callable[[dict[str, Any]], Awaitable[None]]
 
 BACKOFF, LONGEST_BACKOFF = 0.5, 60.0  # seconds; doubled a try, with full jitter
 LONGEST_RETRY_AFTER = 600.0  # seconds; an endpoint that asks for more is asked again after this
@@ -91,20 +92,29 @@ class Client:
         await self._transport.close()
 
     async def post(
-        self, path: str, body: bytes, unit: str, count: Count, *, tokens: int = 0, order: Order = ()
+        self,
+        path: str,
+        body: bytes,
+        unit: str,
+        count: Count,
+        *,
+        tokens: int = 0,
+        order: Order = (),
+        keep: Keep | None = None,
     ) -> dict[str, Any]:
         """The JSON reply to `body`, which is serialised already and sent as it is in every try.
 
         `count` hears of calls_started, calls_finished and retries; `tokens` and `order` are for the
-        governor (`Governor.permit`).
+        governor (`Governor.permit`). The call keeps its place until `keep` is done with the reply.
 
         Raises:
-            EndpointRefused, GaveUp, Unanswerable: see the module.
+            EndpointRefused, GaveUp, Unanswerable: see the module; and what `keep` raises.
         """
         tries = {True: 0, False: 0}
         while True:
             try:
-                return await self._governed(path, body, unit, count, tokens, order)
+                leave = self.governor.permit(tokens, order)
+                return await self._governed(path, body, unit, count, leave, keep)
             except _Again as failure:
                 tries[failure.throttled] += 1
                 if tries[failure.throttled] >= (THROTTLED_TRIES if failure.throttled else BROKEN_TRIES):
@@ -116,14 +126,14 @@ class Client:
             await asyncio.sleep(backoff if wait is None else wait + backoff)
 
     async def _governed(
-        self, path: str, body: bytes, unit: str, count: Count, tokens: int, order: Order
+        self, path: str, body: bytes, unit: str, count: Count, leave: Permit, keep: Keep | None
     ) -> dict[str, Any]:
-        async with self.governor.permit(tokens, order) as permit:
+        async with leave as permit:
             if self._refused is not None:
                 raise self._refused
             count("calls_started", 1)
             try:
-                return await self._once(path, body, unit, permit)
+                reply = await self._once(path, body, unit, permit)
             except _Again as failure:
                 if failure.throttled:
                     permit.throttled(failure.wait, failure.headers)
@@ -138,6 +148,9 @@ class Client:
                 raise
             finally:
                 count("calls_finished", 1)
+            if keep is not None:
+                await keep(reply)
+            return reply
 
     async def _once(self, path: str, body: bytes, unit: str, permit: Permit) -> dict[str, Any]:
         import openai

@@ -37,6 +37,7 @@ class Ledger:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.quick = store.local  # a record is durable within milliseconds
         # One writer a segment: two processes, or two lives of one actor, never append to the same file.
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
         self._segment: _Segment = _File(store, self.name) if store.local else _Objects(store, self.name)
