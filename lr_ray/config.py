@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 DIMENSIONS = ("helpfulness", "logicality", "faithfulness", "completeness")
 
 
+Resources = dict[str, Annotated[float, Field(gt=0)]]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -55,6 +58,8 @@ class Sampling(Section):
     """Ray CPUs an engine takes."""
     num_gpus: float = Field(0, ge=0)
     """GPUs an engine takes; for tensor parallelism the engine places its own workers."""
+    resources: Resources = {}
+    """Resources of your own that an engine takes, as {lr_sampling: 1}: it runs where nodes declare them."""
     rows_in_flight: int = Field(32, ge=1)
     """Prompts an engine works on at once."""
     engine: dict[str, Any] = {}
@@ -120,6 +125,8 @@ class Judge(Section):
     """Judge actors; each keeps many calls in flight."""
     num_cpus: float = Field(0.1, ge=0)
     """Ray CPUs a judge actor takes."""
+    resources: Resources = {}
+    """Resources of your own that a judge actor takes, as {lr_judge: 1}."""
     rows_in_flight: int = Field(8, ge=1)
     """Prompts a judge actor works on at once."""
     concurrency: int = Field(64, ge=1)
@@ -278,6 +285,8 @@ class Training(Section):
     """One GPU a worker."""
     num_cpus: float = Field(1.0, ge=0)
     """Ray CPUs a worker takes."""
+    resources: Resources = {}
+    """Resources of your own that a worker takes, as {lr_training: 1}."""
     deepspeed: dict[str, Any] = {"zero_optimization": {"stage": 1}}
     """DeepSpeed's own config; batch sizes, optimizer and precision are filled in from above."""
     checkpoint_steps: int = Field(100, ge=1)
@@ -312,6 +321,8 @@ class Evaluation(Section):
 class Config(Section):
     run_dir: str
     """Where everything of the run lies: a path, or s3://…, gs://…"""
+    wait_for_nodes: float = Field(0.0, ge=0)
+    """Seconds a stage waits for a cluster that grows to hold all its actors; then it starts with fewer."""
     data: Data = Data()
     """What goes in."""
     sampling: Sampling = Sampling()

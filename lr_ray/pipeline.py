@@ -17,6 +17,7 @@ from lr_ray import card, pairs, runtime
 from lr_ray.config import Config
 from lr_ray.evaluation import evaluate as run_evaluation
 from lr_ray.llm import shared
+from lr_ray.placement import Need, require
 from lr_ray.preflight import RETRY, Found, check, claim
 from lr_ray.retry import failures, retry
 from lr_ray.rollout import rollout
@@ -132,7 +133,9 @@ class Run:
             return
         if training.method == "dpo" and not training.data and not self.store.files("pairs"):
             raise ValueError(f"{self.config.run_dir}: no pairs to train on; judge and pair first")
-        runtime.require({"training": training.num_workers * training.num_cpus})
+        each = {"CPU": training.num_cpus, "GPU": float(training.use_gpu), **training.resources}
+        workers = Need("training", training.num_workers, each, flexible=False)
+        require([workers], self.config.wait_for_nodes)
         from lr_ray.meter import STEPS
 
         with self.timed("training"), self.watch.display.stage("training", counted=STEPS):

@@ -15,8 +15,9 @@ from lr_ray import data
 from lr_ray.config import Config
 from lr_ray.judge.actor import judge_stage
 from lr_ray.llm.spending import Stopped
+from lr_ray.placement import Need, require
 from lr_ray.rows import FAILED, JUDGED, SAMPLED, pack, unpack
-from lr_ray.runtime import TASK_CPUS, Watch, require
+from lr_ray.runtime import TASK_CPUS, Watch
 from lr_ray.sampling import bundles, sample_stage
 from lr_ray.store import Store
 
@@ -65,7 +66,7 @@ def rollout(
     if fresh or waiting:
         # Where candidates come from files, every prompt has some.
         engines = any(not p.candidates for p in fresh)
-        _require(config, engines, judge)
+        config = _fitted(config, engines, judge)
         stage = name or " and ".join(["sampling"] * engines + ["judging"] * judge)
         counted = ("judged", "failed") if judge else ("sampled", "failed")
         with watch.display.stage(stage, len(fresh) + len(waiting), counted):
@@ -112,14 +113,24 @@ def _in_flight(watch: Watch) -> float:
     return counts.get("calls_started", 0) - counts.get("calls_finished", 0)
 
 
-def _require(config: Config, engines: bool, judge: bool) -> None:
-    stages, gpus = {"loading and saving": 2 * TASK_CPUS}, 0.0
+def _fitted(config: Config, engines: bool, judge: bool) -> Config:
+    """The config with as many actors as the cluster holds."""
+    needs = {"loading and saving": Need("loading and saving", 2, {"CPU": TASK_CPUS}, flexible=False)}
     if engines:
-        stages["sampling"] = config.sampling.actors * config.sampling.num_cpus
-        gpus = config.sampling.actors * config.sampling.num_gpus * bundles(config.sampling)
+        sampling, workers = config.sampling, bundles(config.sampling)
+        each = {"CPU": sampling.num_cpus, "GPU": sampling.num_gpus, **sampling.resources}
+        needs["sampling"] = Need("sampling", sampling.actors, each, workers)
     if judge:
-        stages["judging"] = config.judge.actors * config.judge.num_cpus
-    require(stages, gpus)
+        each = {"CPU": config.judge.num_cpus, **config.judge.resources}
+        needs["judge"] = Need("judging", config.judge.actors, each)
+    counts = dict(zip(needs, require(list(needs.values()), config.wait_for_nodes), strict=True))
+    return config.model_copy(
+        update={
+            stage: getattr(config, stage).model_copy(update={"actors": counts[stage]})
+            for stage in ("sampling", "judge")
+            if stage in needs
+        }
+    )
 
 
 def _dataset(config: Config, store: Store, work: _Work, watch: Watch, judge: bool) -> "ray.data.Dataset":

@@ -1,4 +1,4 @@
-"""Ray for a run: join or start it quietly, refuse a cluster that is too small, count and show."""
+"""Ray for a run: join or start it quietly, count and show."""
 
 import logging
 import os
@@ -32,29 +32,6 @@ def start() -> None:
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def require(stages: dict[str, float], gpus: float = 0) -> None:
-    """Refuse to start when Ray cannot hold all actors at once and still run a task of one CPU.
-
-    Ray Data takes a whole CPU for some of its own tasks; where actors hold every CPU it waits for ever
-    without an error.
-
-    Raises:
-        ValueError: one sentence with what is asked for and what is there.
-    """
-    import ray
-
-    there = ray.cluster_resources()
-    asked = sum(stages.values()) + 1
-    if there.get("CPU", 0) + 1e-9 < asked:
-        parts = ", ".join(f"{name} {cpus:g}" for name, cpus in stages.items())
-        raise ValueError(
-            f"too few CPUs: {parts} and 1 for Ray Data's own tasks make {asked:g}, "
-            f"Ray has {there.get('CPU', 0):g}; lower actors or num_cpus, or add nodes"
-        )
-    if there.get("GPU", 0) + 1e-9 < gpus:
-        raise ValueError(f"too few GPUs: {gpus:g} are asked for, Ray has {there.get('GPU', 0):g}")
 
 
 class Watch:

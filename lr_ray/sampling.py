@@ -173,7 +173,7 @@ def sample_stage(dataset: "ray.data.Dataset", config: Config, tally: Any = None)
         # vLLM's Ray executor takes its workers from the actor's placement group.
         placement = {"ray_remote_args_fn": lambda: _place(settings, workers)}
     else:
-        placement["num_cpus"] = settings.num_cpus
+        placement |= {"num_cpus": settings.num_cpus, "resources": dict(settings.resources)}
     sampler: Any = Sampler  # an async callable class, which map takes and its annotation forgets
     return dataset.map(
         sampler,
@@ -197,7 +197,7 @@ def _place(settings: Settings, bundles: int) -> dict[str, Any]:
     import ray.util
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    bundle = {"GPU": settings.num_gpus or 1, "CPU": settings.num_cpus or 1}
+    bundle = {"GPU": settings.num_gpus or 1, "CPU": settings.num_cpus or 1, **settings.resources}
     group = ray.util.placement_group([bundle] * bundles, strategy="PACK")
     return {
         "scheduling_strategy": PlacementGroupSchedulingStrategy(

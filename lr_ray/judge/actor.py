@@ -188,6 +188,7 @@ def judge_stage(dataset: "Dataset", config: Config, store: Store, tally: Any = N
             fn_constructor_kwargs=arguments,
             compute=ActorPoolStrategy(size=judge.actors),
             num_cpus=judge.num_cpus,
+            resources=dict(judge.resources),
             max_concurrency=judge.rows_in_flight,
         )
 

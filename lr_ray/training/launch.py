@@ -57,7 +57,7 @@ def train(config: Config, store: Store, tally: Any = None) -> dict[str, Any]:
         scoring.score(config, store, tally)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    resources = {"CPU": training.num_cpus, **({"GPU": 1} if training.use_gpu else {})}
+    resources = {"CPU": training.num_cpus, **({"GPU": 1} if training.use_gpu else {}), **training.resources}
     url = store.root if store.local else store.url
     entry: Any = worker.loop
     trainer = TorchTrainer(

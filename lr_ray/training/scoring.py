@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from lr_ray import data
 from lr_ray.config import Config, Training
-from lr_ray.runtime import require
+from lr_ray.placement import Need, require
 from lr_ray.store import Store
 from lr_ray.training import source
 
@@ -50,8 +50,13 @@ def score(config: Config, store: Store, tally: Any = None) -> int:
 
     training = config.training
     count = actors(training)
-    require({"the reference": count * training.num_cpus}, count * training.use_gpu)
-    share: dict[str, Any] = {"num_cpus": training.num_cpus, "num_gpus": int(training.use_gpu)}
+    each = {"CPU": training.num_cpus, "GPU": float(training.use_gpu), **training.resources}
+    (count,) = require([Need("the reference", count, each)], config.wait_for_nodes)
+    share: dict[str, Any] = {
+        "num_cpus": training.num_cpus,
+        "num_gpus": int(training.use_gpu),
+        "resources": dict(training.resources),
+    }
     describe: Any = ray.remote(_describe).options(**share)
     reference = ray.get(describe.remote(config))
     cache = Cache(store, reference.fingerprint)

@@ -1,0 +1,64 @@
+"""What a cluster holds is known before anything starts: all actors, fewer, or a sentence."""
+
+import pytest
+
+from lr_ray.placement import Need, fit, require
+
+JUDGES = Need("judging", 4, {"CPU": 0.1})
+ENGINES = Need("sampling", 2, {"CPU": 0.5, "GPU": 1.0})
+WORKERS = Need("training", 2, {"CPU": 1.0}, flexible=False)
+
+
+@pytest.mark.parametrize(
+    ("needs", "nodes", "counts"),
+    [
+        ([JUDGES], [{"CPU": 2.0}], [4]),
+        ([JUDGES], [{"CPU": 1.2}], [2]),
+        ([JUDGES], [{"CPU": 1.0}], None),  # nothing is left for a task
+        ([JUDGES], [{"CPU": 0.0}, {"CPU": 0.5}, {"CPU": 1.0}], [4]),
+        ([JUDGES], [{"CPU": 0.5}, {"CPU": 0.6}], None),  # a task of 1 CPU is not spread over two nodes
+        ([ENGINES, JUDGES], [{"CPU": 8.0, "GPU": 2.0}], [2, 4]),
+        ([ENGINES, JUDGES], [{"CPU": 8.0, "GPU": 1.0}], [1, 4]),
+        ([ENGINES], [{"CPU": 8.0}], None),
+        # What wants no GPU leaves the node that has one to what does.
+        ([ENGINES, Need("judging", 1, {"CPU": 1.0})], [{"CPU": 1.0, "GPU": 2.0}, {"CPU": 2.0}], [2, 1]),
+        ([WORKERS], [{"CPU": 1.0}, {"CPU": 2.0}], [2]),
+        ([WORKERS], [{"CPU": 2.0}], None),
+        ([Need("sampling", 2, {"GPU": 1.0}, bundles=4)], [{"CPU": 2.0, "GPU": 4.0}], [1]),
+        (
+            [Need("judging", 3, {"CPU": 0.1, "lr_judge": 1.0})],
+            [{"CPU": 9.0}, {"CPU": 1.0, "lr_judge": 2.0}],
+            [2],
+        ),
+        ([Need("judging", 0)], [{"CPU": 1.0}], [0]),
+    ],
+)
+def test_as_many_as_fit(needs: list[Need], nodes: list[dict[str, float]], counts: list[int] | None) -> None:
+    before = [dict(node) for node in nodes]
+    assert fit(needs, nodes) == counts
+    assert nodes == before
+
+
+@pytest.mark.slow
+def test_on_ray(capsys: pytest.CaptureFixture[str]) -> None:
+    import ray
+
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        resources={"shelf": 2},
+    )
+    try:
+        assert require([Need("judging", 3, {"CPU": 0.1})]) == [3]
+        assert capsys.readouterr().err == ""
+        assert require([Need("judging", 3, {"CPU": 0.1, "shelf": 1.0})], wait=0.1) == [2]
+        assert "judging: 2 of 3 actors" in capsys.readouterr().err
+        with pytest.raises(
+            ValueError,
+            match=r"^too little to run on: training 2 x 1 CPU and .*, Ray has 2 CPU \+ 2 shelf on 1 node; ",
+        ):
+            require([WORKERS])
+    finally:
+        ray.shutdown()
