@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Byte code is compiled once here: importing vllm, ray and deepspeed without it takes minutes on 2 cores.
 STAMP := .venv/.installed
 
-.PHONY: install demo test check format pin clean
+.PHONY: install demo test test-hosts check format pin clean
 
 install: $(STAMP)
 
@@ -20,6 +20,9 @@ demo: install  ## the whole loop on this machine, about four minutes on 2 cores
 
 test: check  ## format, lint, types, import rule, then every test
 	$(BIN)/python -m pytest
+
+test-hosts: install  ## every fault on a cluster of network namespaces; needs root and iproute2, half an hour
+	$(BIN)/python -m jobs.chaos_hosts
 
 check: install
 	$(BIN)/ruff format --check .

@@ -12,7 +12,7 @@ from lr_ray.store import Store
 
 LORA = "[LoRA](https://arxiv.org/abs/2106.09685)"
 _SETTINGS = {
-    "dpo": ("beta", "ce_weight", "ce_normalization", "loss_type"),
+    "dpo": ("beta", "ce_weight", "ce_normalization", "loss_type", "label_smoothing", "margin_scale"),
     "sft": (),
 }
 _ALWAYS = (
@@ -78,6 +78,10 @@ def _data(config: dict[str, Any], store: Store) -> list[str]:
     if pairs and not config["training"]["data"]:
         drops = "".join(f", {count:,} {_plain(reason)}" for reason, count in sorted(pairs["dropped"].items()))
         lines.append(f"{pairs['pairs']:,} pairs of {pairs['prompts']:,} judged prompts{drops}")
+    mix = config["training"].get("mix")
+    if mix:
+        urls = ", ".join(f"`{_plain(url)}`" for url in mix["data"])
+        lines.append(f"{urls}: short-context pairs, {mix['ratio']:.0%} of an epoch")
     last = _last(store)
     if last:
         lines.append(

@@ -77,6 +77,27 @@ def _serve_judge(config: str, overrides: tuple[str, ...]) -> int:
     return 0
 
 
+@cli.command("submit")
+@click.argument("config", metavar="CONFIG.yaml")
+@click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+@click.option("--address", help="The head's dashboard, http://HOST:8265; default: RAY_API_SERVER_ADDRESS.")
+@click.option("--verb", default="run", show_default=True, help="What the job does with the config.")
+@click.option("--no-wait", is_flag=True, help="Do not follow the job's log.")
+def _submit(config: str, overrides: tuple[str, ...], address: str | None, verb: str, no_wait: bool) -> int:
+    """A verb as a job on a Ray cluster; follows its log and ends with its exit code."""
+    from lr_ray import config as configs
+    from lr_ray import submit
+
+    if verb not in submit.VERBS:
+        raise ValueError(f"--verb: {verb!r} is none of {', '.join(submit.VERBS)}")
+
+    def ask(question: str) -> bool:
+        return sys.stdin.isatty() and click.confirm(question, default=False, err=True)
+
+    loaded = configs.load(config, list(overrides))
+    return submit.submit(loaded, verb, address, follow=not no_wait, ask=ask)
+
+
 @cli.command("simulate-judge")
 @click.option("--port", default=8000, show_default=True, help="0 picks a free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Loopback unless you say otherwise.")

@@ -1,6 +1,7 @@
 """A model before and after on held-out prompts, through the same sampling and judging as the run."""
 
 import json
+from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
@@ -22,11 +23,22 @@ def evaluate(config: Config, store: Store, pointers: list[data.Pointer], watch: 
         What is written: `table` has a row a metric with the means, the paired difference and its 95%
         interval over prompts (bootstrap); `unscored` counts candidates' dimensions without a score.
     """
-    models = dict(zip(SIDES, _models(config, store), strict=True))
-    for side, model in models.items():
+    for name, of_side, there in sides(config, store):
+        rollout(of_side, there, pointers, watch, name=name)
+    return written(config, store, pointers)
+
+
+def sides(config: Config, store: Store) -> Iterator[tuple[str, Config, Store]]:
+    """Before and after: a name for the display, the config and the run directory of each."""
+    for side, model in zip(SIDES, _models(config, store), strict=True):
         sampling = config.sampling.model_copy(update={"model": model, "n": config.evaluation.n})
         of_side = config.model_copy(update={"sampling": sampling})
-        rollout(of_side, _store(store, side), pointers, watch, name=f"evaluation, {side}")
+        yield f"evaluation, {side}", of_side, _store(store, side)
+
+
+def written(config: Config, store: Store, pointers: list[data.Pointer]) -> dict[str, Any]:
+    """Compare what is judged; see `evaluate`."""
+    models = dict(zip(SIDES, _models(config, store), strict=True))
     result: dict[str, Any] = {
         "baseline": models["before"],
         "model": models["after"],
@@ -39,9 +51,14 @@ def evaluate(config: Config, store: Store, pointers: list[data.Pointer], watch: 
     for side in SIDES:
         means[side], result["unscored"][side] = judged_means(_store(store, side))
     result["table"] = [{"metric": m, **compare(means["before"][m], means["after"][m])} for m in METRICS]
-    result["failed"] = {side: len(_store(store, side).index("failed")) for side in SIDES}
+    result["failed"] = {side: len(_failed(_store(store, side))) for side in SIDES}
     store.write(json.dumps(result, indent=2).encode(), "evaluation.json")
     return result
+
+
+def _failed(store: Store) -> set[str]:
+    # A row in both has failed and was taken up again: a crash came before it was taken out of failed/.
+    return store.index("failed").keys() - store.index("judged").keys()
 
 
 def _models(config: Config, store: Store) -> tuple[str, str]:

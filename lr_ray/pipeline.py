@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from lr_ray import card, pairs, runtime
+from lr_ray import card, evaluation, metrics, pairs, runtime
 from lr_ray.config import Config
-from lr_ray.evaluation import evaluate as run_evaluation
 from lr_ray.llm import shared
 from lr_ray.placement import Need, require
 from lr_ray.preflight import RETRY, Found, check, claim
@@ -83,13 +82,24 @@ class Run:
             say(f"{stage}: {of} prompts failed; failed/ says why, and lr-ray retry-failed takes them up")
 
     def retry_failed(self) -> None:
-        """Sample and judge again what is in `failed/`; what succeeds leaves it."""
-        with self.timed("sampling and judging"):
-            counts = retry(self.config, self.store, self.found.prompts, self.watch)
+        """Sample and judge again what is in `failed/`, of the evaluation too; what succeeds leaves it."""
+        if self.found.prompts:
+            with self.timed("sampling and judging"):
+                self._retry("retry-failed", retry(self.config, self.store, self.found.prompts, self.watch))
+        if self.found.held_out:
+            with self.timed("evaluation"):
+                for name, config, store in evaluation.sides(self.config, self.store):
+                    if any(failures(store)):
+                        counts = retry(config, store, self.found.held_out, self.watch, name)
+                        self._retry(f"retry-failed, {name}", counts)
+                if self.store.exists("evaluation.json"):
+                    evaluation.written(self.config, self.store, self.found.held_out)
+
+    def _retry(self, what: str, counts: dict[str, int]) -> None:
         self.failed += counts["failed"]
-        say(f"retry-failed: {counts['taken']} prompts taken up, {counts['judged']} judged")
+        say(f"{what}: {counts['taken']} prompts taken up, {counts['judged']} judged")
         if counts["failed"]:
-            say(f"retry-failed: {counts['failed']} prompts failed again; failed/ says why")
+            say(f"{what}: {counts['failed']} prompts failed again; failed/ says why")
 
     def pairs(self) -> None:
         """Best against worst of every judged prompt; `pairs.json` counts what was dropped and why."""
@@ -98,6 +108,7 @@ class Run:
         before = json.loads(self.store.read("pairs.json") or b"{}")
         if before.get("rules") == rules and before.get("prompts") == len(ids):
             say(f"pairs: {before['pairs']} pairs were made already")
+            self._show(before)
             return
         if before and self.store.exists("checkpoints"):
             raise ValueError(
@@ -119,8 +130,15 @@ class Run:
                 self.store.write_rows("pairs", made[start : start + PAIRS_A_FILE], PAIRS)
             audit = {"prompts": len(ids), "pairs": len(made), "dropped": dropped, "rules": rules}
             self.store.write(json.dumps(audit, indent=2).encode(), "pairs.json")
+        self._show(audit)
         drops = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
         say(f"pairs: {len(made)} pairs of {len(ids)} prompts" + (f"; dropped: {drops}" if drops else ""))
+
+    def _show(self, audit: dict[str, Any]) -> None:
+        """What became of the judged prompts, as metrics; pairs alone can be made without a watch."""
+        if self.watch is not None:
+            outcomes = {"pair": audit["pairs"], **dict.fromkeys(pairs.REASONS, 0), **audit["dropped"]}
+            self.watch.tally.put.remote({(metrics.PAIRS, name): n for name, n in outcomes.items()})
 
     def train(self) -> None:
         """The pairs (or SFT rows) → `model/`."""
@@ -153,7 +171,7 @@ class Run:
         if not self.config.evaluation.model and not self.store.exists("model"):
             raise ValueError(f"{self.config.run_dir}: no model to evaluate; train first")
         with self.timed("evaluation"):
-            result = run_evaluation(self.config, self.store, self.found.held_out, self.watch)
+            result = evaluation.evaluate(self.config, self.store, self.found.held_out, self.watch)
         card.write(self.store)
         self.failed += sum(result["failed"].values())
 
@@ -181,11 +199,10 @@ def execute(config: Config, stages: tuple[str, ...]) -> int:
     """
     needs = stages
     if stages == RETRY:
-        failed_at = {row["stage"] for row in failures(Store(config.run_dir))}
-        if not failed_at:
+        needs = _to_retry(config)
+        if not needs:
             say("retry-failed: nothing is in failed/")
             return 0
-        needs = ("sample", "judge") if "sample" in failed_at else ("judge",)
     found = check(config, needs)
     if stages == ("report",):
         claim(config, stages)
@@ -196,10 +213,24 @@ def execute(config: Config, stages: tuple[str, ...]) -> int:
         return _execute(config, stages, found)
 
 
+def _to_retry(config: Config) -> tuple[str, ...]:
+    """The stages that take up again what has failed."""
+    store = Store(config.run_dir)
+    failed_at = {row["stage"] for row in failures(store)}
+    needs: tuple[str, ...] = ("judge",) if failed_at else ()
+    if "sample" in failed_at:
+        needs = ("sample", *needs)
+    if config.evaluation.prompts and any(
+        any(failures(there)) for *_, there in evaluation.sides(config, store)
+    ):
+        needs = (*needs, "evaluate")
+    return needs
+
+
 def _execute(config: Config, stages: tuple[str, ...], found: Found) -> int:
     runtime.start()
     with ExitStack() as ending:
-        watch = ending.enter_context(runtime.watch(config.judge.prices))
+        watch = ending.enter_context(runtime.watch(config.judge.prices, metrics.run_label(config.run_dir)))
         ending.callback(shared.release)
         run = Run(config, watch, found)
         steps: list[Callable[[], None]] = []

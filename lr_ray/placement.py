@@ -1,6 +1,6 @@
 """What the cluster can hold: as many actors as asked for, or fewer, or none, said before anything starts.
 
-Ray Data waits for ever, without an error, where actors hold every CPU; so one is kept for its own tasks.
+Ray Data waits for ever, without an error, where actors hold every CPU; so one is asked for beside them.
 """
 
 import sys
@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 
 Resources = dict[str, float]
 
-DATA_TASKS: Resources = {"CPU": 1.0}
-"""What Ray Data's own tasks need, on one node."""
 LOOK_EVERY = 2.0
 """Seconds between looks at a cluster that grows."""
 
@@ -29,8 +27,12 @@ class Need:
     flexible: bool = True
 
 
+DATA_TASKS = Need("Ray Data's own tasks", 1, {"CPU": 1.0}, flexible=False)
+"""What a pipeline of Ray Data needs beside its actors."""
+
+
 def fit(needs: list[Need], nodes: list[Resources]) -> list[int] | None:
-    """The largest counts of `needs` that `nodes` hold at once, beside one task of Ray Data.
+    """The largest counts of `needs` that `nodes` hold at once.
 
     Each starts at its least; then whoever has the smallest part of what it asked for gets one more.
 
@@ -63,7 +65,7 @@ def _holds(needs: list[Need], counts: list[int], nodes: list[Resources]) -> bool
     ]
     # GPUs and resources of one's own are scarce: what wants them goes first, and shuns no node for it.
     pieces.sort(key=lambda piece: (len(_wanted(piece)), sum(piece.values())), reverse=True)
-    return all(_place(piece, free) for piece in [*pieces, DATA_TASKS])
+    return all(_place(piece, free) for piece in pieces)
 
 
 def _wanted(piece: Resources) -> Resources:
@@ -98,7 +100,7 @@ def require(needs: list[Need], wait: float = 0.0) -> list[int]:
         asked = ", ".join(f"{n.name} {n.count} x {_words(n.each)}" for n in needs)
         there = _total(_nodes())
         raise ValueError(
-            f"too little to run on: {asked} and 1 CPU for Ray Data's own tasks are asked for, "
+            f"too little to run on: {asked} are asked for, "
             f"Ray has {_words(there)} on {len(nodes)} node{'s' * (len(nodes) != 1)}; "
             "lower actors, num_workers or num_cpus, or add nodes"
         )
@@ -114,7 +116,7 @@ def _grown(needs: list[Need], wait: float) -> list[int] | None:
     from ray.autoscaler.sdk import request_resources
 
     bundles = [_wanted(need.each) for need in needs for _ in range(need.count * need.bundles)]
-    request_resources(bundles=[*bundles, DATA_TASKS])
+    request_resources(bundles=bundles)
     end = time.monotonic() + wait
     try:
         while time.monotonic() < end:

@@ -15,8 +15,10 @@ SPARE = 1.1  # for what an allocator cannot use, and buffers for exchanges
 def forecast(config: Config, prompts: int) -> list[str]:
     """Steps and memory of training on at most a pair of each of `prompts` prompts, in words."""
     training = config.training
-    steps = training.max_steps or math.ceil(training.epochs * prompts / training.batch_size)
-    said = [f"training: at most {prompts} pairs, {steps} optimizer steps"]
+    ratio = training.mix.ratio if training.mix else 0.0
+    epoch = prompts + round(prompts * ratio / (1 - ratio))
+    steps = training.max_steps or math.ceil(training.epochs * epoch / training.batch_size)
+    said = [f"training: at most {epoch} pairs, {steps} optimizer steps"]
     folder = training.model or config.sampling.model
     parameters = count_parameters(folder)
     if parameters is None:

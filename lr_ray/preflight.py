@@ -8,7 +8,7 @@ from typing import NamedTuple
 import yaml
 
 from lr_ray import config as configs
-from lr_ray import data
+from lr_ray import data, redact
 from lr_ray.config import Config
 from lr_ray.sampling import check_model
 from lr_ray.store import Store
@@ -16,6 +16,7 @@ from lr_ray.store import Store
 ASKED_WITH = "judge-prompts.sha256"
 STAGES = ("sample", "judge", "pairs", "train", "evaluate", "report")
 RETRY = ("retry_failed",)
+KINDS = ("sampled", "judged")
 # What the finished rows of a run directory depend on. Everything else may change between two calls.
 IDENTITY = {
     "data": {"prompt_template"},
@@ -33,6 +34,7 @@ IDENTITY = {
         "weights",
         "retrieval",
     },
+    "evaluation": {"n", "baseline", "model"},
 }
 
 
@@ -86,9 +88,10 @@ def claim(config: Config, stages: tuple[str, ...] = STAGES) -> None:
     store = Store(config.run_dir)
     saved = store.read("config.yaml")
     now = config.model_dump(mode="json")
-    if saved is not None and (store.files("sampled") or store.files("judged")):
-        before = yaml.safe_load(saved)
-        for section, keys in IDENTITY.items():
+    compared = _made_with(store)
+    if saved is not None and compared:
+        before, now = redact.config(yaml.safe_load(saved)), redact.config(now)
+        for section, keys in compared.items():
             for key in sorted(keys & before.get(section, {}).keys()):
                 was, asked = before[section][key], now[section][key]
                 if was != asked:
@@ -105,6 +108,16 @@ def claim(config: Config, stages: tuple[str, ...] = STAGES) -> None:
             )
         store.write(now_with, ASKED_WITH)
     store.write(configs.dump(config).encode(), "config.yaml")
+
+
+def _made_with(store: Store) -> dict[str, set[str]]:
+    """What of `IDENTITY` the rows that are there depend on."""
+    sides = ("evaluation/before", "evaluation/after")
+    here, there = (
+        any(store.files("/".join(filter(None, (where, kind)))) for where in places for kind in KINDS)
+        for places in (("",), sides)
+    )
+    return {k: keys for k, keys in IDENTITY.items() if there or (here and k != "evaluation")}
 
 
 def prompts_hash() -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self, TextIO
 
-from lr_ray import meter
+from lr_ray import meter, metrics
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,39 +21,70 @@ if TYPE_CHECKING:
 LOG_EVERY = 10.0  # seconds between the lines of a job log
 
 
+Name = str | metrics.Key
+
+
 class Tally:
-    """Named counters, one of `meter.COUNTERS` each: the one place all actors of a run count in."""
+    """Named counters, one of `meter.COUNTERS` each: the one place all actors of a run count in.
 
-    def __init__(self) -> None:
+    It also exports them, and what is given under a `metrics.Key`, as the metrics of `run` (none: of nobody);
+    `prices` tell what tokens cost.
+    """
+
+    def __init__(self, run: str = "", prices: meter.Prices | None = None) -> None:
         self._counts: dict[str, float] = {}
+        self._prices = prices
+        self._exporter = metrics.Exporter(run) if run else None
 
-    def add(self, counts: Mapping[str, float]) -> None:
+    def add(self, counts: Mapping[Name, float]) -> None:
         """Add each count to the counter of its name.
 
         Raises:
             ValueError: a name that is no counter; then nothing is added.
         """
-        _known(counts)
-        for name, count in counts.items():
+        plain, keyed = _known(counts, "counter")
+        for name, count in plain.items():
             self._counts[name] = self._counts.get(name, 0) + count
+        if self._exporter:
+            self._exporter.add({**keyed, **metrics.bought(plain, self._prices), **_renamed(plain, "counter")})
+            self._exporter.put(_renamed({name: self._counts[name] for name in plain}, "gauge"))
 
-    def put(self, counts: Mapping[str, float]) -> None:
+    def put(self, counts: Mapping[Name, float]) -> None:
         """Set counters, as a training that starts again from a checkpoint sets its steps.
 
         Raises:
             ValueError: a name that is no counter; then nothing is set.
         """
-        _known(counts)
-        self._counts.update(counts)
+        plain, keyed = _known(counts, "gauge")
+        self._counts.update(plain)
+        if self._exporter:
+            self._exporter.put({**keyed, **_renamed(plain, "gauge")})
 
     def snapshot(self) -> dict[str, float]:
+        """All counters; the display asks each second, and that keeps the gauges alive."""
+        if self._exporter:
+            self._exporter.refresh()
         return dict(self._counts)
 
 
-def _known(counts: Mapping[str, float]) -> None:
-    unknown = counts.keys() - set(meter.COUNTERS)
+def _known(counts: Mapping[Name, float], kind: str) -> tuple[dict[str, float], dict[metrics.Key, float]]:
+    """The counts by plain names, and those by keys of metrics of this kind."""
+    plain = {name: count for name, count in counts.items() if isinstance(name, str)}
+    unknown = plain.keys() - set(meter.COUNTERS)
     if unknown:
         raise ValueError(f"no such counter: {', '.join(sorted(unknown))}")
+    keyed = {name: count for name, count in counts.items() if not isinstance(name, str)}
+    for key in keyed:
+        metrics.check(key, kind)
+    return plain, keyed
+
+
+def _renamed(counts: Mapping[str, float], kind: str) -> dict[metrics.Key, float]:
+    """The counts that are metrics of this kind under another name."""
+    named = {
+        metrics.OF_COUNTERS[name]: count for name, count in counts.items() if name in metrics.OF_COUNTERS
+    }
+    return {key: count for key, count in named.items() if metrics.METRICS[key[0]].kind == kind}
 
 
 class Display:

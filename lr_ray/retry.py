@@ -24,7 +24,9 @@ def failures(store: Store) -> Iterator[dict[str, Any]]:
     return (row for row in store.rows(FOLDER) if row["prompt_id"] not in judged)
 
 
-def retry(config: Config, store: Store, pointers: list[data.Pointer], watch: Watch) -> dict[str, int]:
+def retry(
+    config: Config, store: Store, pointers: list[data.Pointer], watch: Watch, name: str = ""
+) -> dict[str, int]:
     """Sample and judge again those of `pointers` that are in `failed/`.
 
     Returns:
@@ -37,7 +39,7 @@ def retry(config: Config, store: Store, pointers: list[data.Pointer], watch: Wat
     taken = [pointer for pointer in pointers if pointer.prompt_id in ids]
     before = store.files(FOLDER)
     try:
-        counts = rollout(config, store, taken, watch, retry=True)
+        counts = rollout(config, store, taken, watch, retry=True, name=name)
     finally:
         settle(store, before)
     return {**counts, "taken": len(taken)}

@@ -15,7 +15,7 @@ from lr_ray import data
 from lr_ray.config import Config
 from lr_ray.judge.actor import judge_stage
 from lr_ray.llm.spending import Stopped
-from lr_ray.placement import Need, require
+from lr_ray.placement import DATA_TASKS, Need, require
 from lr_ray.rows import FAILED, JUDGED, SAMPLED, pack, unpack
 from lr_ray.runtime import TASK_CPUS, Watch
 from lr_ray.sampling import bundles, sample_stage
@@ -115,7 +115,8 @@ def _in_flight(watch: Watch) -> float:
 
 def _fitted(config: Config, engines: bool, judge: bool) -> Config:
     """The config with as many actors as the cluster holds."""
-    needs = {"loading and saving": Need("loading and saving", 2, {"CPU": TASK_CPUS}, flexible=False)}
+    loading = Need("loading and saving", 2, {"CPU": TASK_CPUS}, flexible=False)
+    needs = {"loading": loading, "Ray Data": DATA_TASKS}
     if engines:
         sampling, workers = config.sampling, bundles(config.sampling)
         each = {"CPU": sampling.num_cpus, "GPU": sampling.num_gpus, **sampling.resources}

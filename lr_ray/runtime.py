@@ -10,6 +10,7 @@ from typing import Any
 from lr_ray.config import Prices
 from lr_ray.progress import Display, Tally
 
+LAST_EXPORT = 5.0  # seconds
 TASK_CPUS = 0.1
 """CPUs of a task that loads or writes rows: it waits for disks more than it computes."""
 
@@ -43,14 +44,20 @@ class Watch:
 
 
 @contextmanager
-def watch(prices: Prices) -> Iterator[Watch]:
-    """A tally actor and a display that polls it, for as long as the context lasts."""
+def watch(prices: Prices, run: str = "") -> Iterator[Watch]:
+    """A tally actor and a display that polls it, for as long as the context lasts.
+
+    The tally exports metrics under the label `run` (`metrics.run_label`); none: no metrics.
+    """
     import ray
 
-    tally: Any = ray.remote(Tally).options(num_cpus=0).remote()
-    with Display(None, prices, poll=lambda: ray.get(tally.snapshot.remote(), timeout=10)) as display:
-        yield Watch(tally, display)
-    ray.kill(tally)
+    tally: Any = ray.remote(Tally).options(num_cpus=0).remote(run, prices)
+    try:
+        with Display(None, prices, poll=lambda: ray.get(tally.snapshot.remote(), timeout=10)) as display:
+            yield Watch(tally, display)
+    finally:
+        # Ended in peace it exports what it counted last, up to 10 s of the run; killed, that would be lost.
+        ray.wait([tally.__ray_terminate__.remote()], timeout=LAST_EXPORT)
 
 
 def root(error: BaseException) -> BaseException:

@@ -11,6 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from lr_ray import journal
 from lr_ray.config import Config
 from lr_ray.config import Sampling as Settings
 from lr_ray.rows import Candidate, Message, Packed, Prompt, Sampled, failed, pack, unpack
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 class Sampler:
     """One vLLM engine. Rows of kind "prompt" become "sampled" or "failed"; others pass through."""
 
-    def __init__(self, settings: Settings, tally: Any = None) -> None:
+    def __init__(self, settings: Settings, tally: Any = None, log: journal.Journal = journal.SILENT) -> None:
         os.environ.update(settings.env)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -35,7 +36,7 @@ class Sampler:
         self.tokenizer: Any = self.engine.get_tokenizer()
         self.window: int = self.engine.model_config.max_model_len
         self.settings = settings
-        self.tally = tally
+        self.tally, self.journal = tally, log
         self.requests = 0
 
     async def __call__(self, packed: Packed) -> Packed:
@@ -46,10 +47,13 @@ class Sampler:
         fitted = await asyncio.to_thread(fit, self.tokenizer, row["prompt"], limit, self.settings.truncate)
         if isinstance(fitted, str):
             self._count({"failed": 1})
+            self.journal.warning("failed", prompt_id=packed["prompt_id"], stage="sample", reason=fitted)
             return failed(packed["prompt_id"], "sample", fitted)
         prompt, token_ids, truncated = fitted
         prompt_row: Prompt = {**row, "prompt": prompt}
+        began = time.perf_counter()
         sampled = await self._sample(prompt_row, token_ids, truncated)
+        self._log(sampled, time.perf_counter() - began)
         tokens = sampled["prompt_tokens"] - sampled["cached_tokens"]
         self._count({"sampled": 1, "candidates": self.settings.n, "sample_tokens": tokens})
         return pack("sampled", sampled)
@@ -95,6 +99,18 @@ class Sampler:
         assert last is not None
         assert last.finished
         return last
+
+    def _log(self, sampled: Sampled, seconds: float) -> None:
+        self.journal.info(
+            "sampled",
+            prompt_id=sampled["prompt_id"],
+            seconds=seconds,
+            candidates=len(sampled["candidates"]),
+            prompt_tokens=sampled["prompt_tokens"],
+            cached_tokens=sampled["cached_tokens"],
+            truncated=sampled["truncated"] or None,
+            texts=[candidate["text"] for candidate in sampled["candidates"]],
+        )
 
     def _count(self, counts: dict[str, float]) -> None:
         if self.tally is not None:
@@ -177,7 +193,7 @@ def sample_stage(dataset: "ray.data.Dataset", config: Config, tally: Any = None)
     sampler: Any = Sampler  # an async callable class, which map takes and its annotation forgets
     return dataset.map(
         sampler,
-        fn_constructor_kwargs={"settings": settings, "tally": tally},
+        fn_constructor_kwargs={"settings": settings, "tally": tally, "log": journal.of(config)},
         compute=ray.data.ActorPoolStrategy(
             size=settings.actors, max_tasks_in_flight_per_actor=2 * settings.rows_in_flight
         ),

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
+from lr_ray import config as configs
 from lr_ray import runtime
 from lr_ray.config import Config, api_key
 from lr_ray.sampling import check_model
@@ -121,6 +122,24 @@ def stop() -> None:
     ray_serve.delete(APP)
     if not ray_serve.status().applications:
         ray_serve.shutdown()
+
+
+def build(args: dict[str, str]) -> Any:
+    """The application by a Serve config file, as a RayService has it: `args` is {config: its path}.
+
+    Ray Serve then listens where that file says; in a pod that is every address, so there must be a key.
+
+    Raises:
+        ValueError: other `args`, bad config, no model, or no key.
+    """
+    if args.keys() != {"config"}:
+        raise ValueError(f"args: expected config alone, the path of lr-ray's config; got {sorted(args)}")
+    config = configs.load(args["config"])
+    check_model(config.serving.model, "serving.model")
+    if not api_key(config):
+        name = config.judge.api_key_env
+        raise ValueError(f"{name}: a judge that other pods reach needs a key, which callers must then show")
+    return application(config)
 
 
 def application(config: Config) -> Any:
@@ -238,5 +257,7 @@ def _ask(url: str, config: Config, body: dict[str, Any] | None = None) -> Any:
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers)  # noqa: S310 - http, from above
-    with urllib.request.urlopen(request, timeout=FIRST_ANSWER) as reply:  # noqa: S310
+    # A proxy of the environment does not know this machine, and must not see the key.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(request, timeout=FIRST_ANSWER) as reply:
         return json.load(reply)

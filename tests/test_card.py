@@ -66,6 +66,14 @@ def test_sft_has_no_pairs_and_an_unevaluated_model_no_results(tmp_path: Path) ->
     assert "Results" not in text
 
 
+def test_the_card_names_what_was_mixed_in_and_the_whole_loss(tmp_path: Path) -> None:
+    training = {"mix": {"data": ["short.jsonl"], "ratio": 0.25}, "label_smoothing": 0.1, "margin_scale": 2.0}
+    text = made(tmp_path, training=training)
+    assert "- `short.jsonl`: short-context pairs, 25% of an epoch" in text
+    assert "| label_smoothing | 0.1 |" in text
+    assert "| margin_scale | 2.0 |" in text
+
+
 def test_without_a_model_there_is_no_card(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     store.write(b"training: {}", "config.yaml")

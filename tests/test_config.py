@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lr_ray import config
+from lr_ray import config, redact
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,6 +70,18 @@ def test_no_secret_is_dumped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert config.api_key(loaded) == os.environ["OPENAI_API_KEY"]
     assert "sk-very-secret" not in config.dump(loaded)
     assert config.load(write(tmp_path / "again.yaml", config.dump(loaded))) == loaded
+
+
+def test_no_password_or_header_is_dumped(tmp_path: Path) -> None:
+    urls = "[https://me:word@one.example/v1, http://two.example:8000/v1@x]"
+    headers = "{extra_headers: {Authorization: Bearer word}, top_p: 0.5}"
+    judge = f"judge: {{base_url: {urls}, parameters: {headers}, retrieval: {{embedding_base_url: 'http://a:word@b'}}}}"
+    loaded = config.load(write(tmp_path / "c.yaml", f"run_dir: r\n{judge}"))
+    dumped = yaml.safe_load(config.dump(loaded))["judge"]
+    assert "word" not in config.dump(loaded)
+    assert dumped["base_url"] == ["https://one.example/v1", "http://two.example:8000/v1@x"]
+    assert dumped["parameters"] == {"extra_headers": {"Authorization": redact.HIDDEN}, "top_p": 0.5}
+    assert "word" in str(loaded.judge.base_url)
 
 
 def shipped() -> list[Path]:

@@ -230,3 +230,25 @@ def test_a_reply_without_choices_or_usage_is_no_answer(tmp_path: Path) -> None:
     )
     assert answer.score == 7
     assert row.usage["prompt_tokens"] == 7
+
+
+def test_a_reply_of_another_shape_is_no_answer_and_what_it_claims_to_cost_is_bounded(tmp_path: Path) -> None:
+    usage = {"prompt_tokens": 10**30, "prompt_tokens_details": {"cached_tokens": 9}}
+    (answer,), _, row = ask(tmp_path, in_turn((200, {"data": None, "usage": usage}, {}), GOOD))
+    assert answer.score == 7
+    assert row.usage["prompt_tokens"] == 7  # of the good reply alone
+    assert row.usage["cached_tokens"] == 2  # never more than there were prompt tokens
+
+
+def test_an_embedding_reply_of_another_shape_is_a_reason(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with serving(in_turn((200, {"object": "list"}, {}))) as endpoint:
+            judge = settings(endpoint.url)
+            client, book = Client(judge, None, Governor(8)), Ledger(Store(str(tmp_path)))
+            row = Calls("p", client, book, {}, judge, lambda *_: None)
+            with pytest.raises(Unusable, match="one vector a text"):
+                await row.embed(["a"], "words", client)
+            await client.close()
+            book.close()
+
+    run(work)

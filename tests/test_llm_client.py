@@ -1,4 +1,5 @@
 import asyncio
+import json
 import socket
 import time
 from collections import Counter
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lr_ray import metrics
 from lr_ray.config import Config
 from lr_ray.llm import client as clients
 from lr_ray.llm import transport
@@ -24,9 +26,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clients, "BACKOFF", 0.001)
 
 
-def post(script: Script, **changes: Any) -> tuple[Any, Endpoint, Counter[str]]:
+def post(script: Script, **changes: Any) -> tuple[Any, Endpoint, Counter[Any]]:
     """What one post gives (a reply or an exception), the endpoint, the counts."""
-    counts: Counter[str] = Counter()
+    counts: Counter[Any] = Counter()
 
     async def work() -> tuple[Any, Endpoint]:
         async with serving(script) as endpoint:
@@ -71,7 +73,8 @@ def test_what_a_retry_can_help_is_tried_again(failure: Answer) -> None:
     reply, endpoint, counts = post(in_turn(failure, failure, chat("yes")))
     assert reply["choices"]
     assert len(endpoint.requests) == 3
-    assert counts == {"calls_started": 3, "calls_finished": 3, "retries": 2}
+    failed = metrics.call("x", "throttled" if failure[0] == 429 else "broken")
+    assert counts == {"calls_started": 3, "calls_finished": 3, "retries": 2, failed: 2}
 
 
 def test_silence_is_given_up_after_the_timeout_and_tried_again() -> None:
@@ -110,7 +113,7 @@ def test_an_endpoint_that_stays_broken_is_given_up() -> None:
     assert len(endpoint.requests) == clients.BROKEN_TRIES
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 422])
 def test_what_no_retry_can_help_stops_at_once(status: int) -> None:
     reply, endpoint, _ = post(in_turn(error(status, f"bad {KEY}" if status in (401, 403) else "bad")))
     assert isinstance(reply, EndpointRefused)
@@ -136,6 +139,32 @@ def test_a_used_up_quota_is_no_rate_limit() -> None:
 )
 def test_one_request_that_is_too_long_or_filtered_does_not_stop_the_run(answer: Answer) -> None:
     assert isinstance(post(in_turn(answer))[0], Unanswerable)
+
+
+def test_a_refusal_amid_answers_is_of_that_request_but_not_when_every_prompt_meets_it() -> None:
+    def script(request: dict[str, Any]) -> Answer:
+        return error(400, "data_inspection_failed") if request["a"] == "bad" else chat("yes")
+
+    async def work() -> list[Any]:
+        async with serving(script) as endpoint:
+            client = Client(settings(endpoint.url), KEY, Governor(4))
+            results: list[Any] = []
+            for prompt, a in [("p", 1), ("q", "bad"), ("r", "bad"), ("p", 1), *[(n, "bad") for n in "stu"]]:
+                body = json.dumps({"a": a}).encode()
+                try:
+                    results.append(
+                        await client.post("/chat/completions", body, f"{prompt}/0/x/0", _uncounted)
+                    )
+                except Exception as failure:
+                    results.append(type(failure))
+            await client.close()
+            return [result for result in results if not isinstance(result, dict)]
+
+    assert run(work) == [Unanswerable] * 4 + [EndpointRefused]
+
+
+def _uncounted(name: Any, number: int) -> None:
+    pass
 
 
 def test_an_absurdly_large_reply_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,14 @@ def test_retry_after_in_whole_seconds_is_honoured_and_made_up_for() -> None:
     assert not [at for at in times if first + 0.02 < at < first + 0.98]
 
 
+@pytest.mark.parametrize("processes", [1, 4])
+def test_pauses_of_several_seconds_end(processes: int) -> None:
+    endpoint = Endpoint("requests", lambda _: 50, steady(0.2), "exact", pause=3.0)
+    load = Load(endpoint, processes, 100, alone=processes == 1)
+    run(lambda: load.go(120))
+    assert sum(at > 60 for at, _ in endpoint.used) >= 0.6 * 50 * 60
+
+
 def test_a_named_limit_is_kept_without_a_refusal_once_it_is_understood() -> None:
     endpoint = Endpoint("requests", steps(100), steady(0.2), headers=True)
     outcome = driven(endpoint, 0.2, 1)
@@ -253,10 +261,9 @@ def test_where_every_replica_fails_calls_still_go_out() -> None:
 class _Shared:
     """A keeper that can be lost and replaced."""
 
-    def __init__(self, ceiling: int, spending: Spending | None = None) -> None:
-        self._arguments = {"spending": spending}
+    def __init__(self, ceiling: int, spending: Spending | None = None, replicas: int = 1) -> None:
         self._ceiling = ceiling
-        self.bureau = Bureau(ceiling, spending=spending)
+        self.bureau = Bureau(ceiling, replicas, spending=spending)
         self.there = True
 
     async def ask(self, name: str, report: Report) -> Reply:

@@ -15,12 +15,14 @@ from lr_ray.llm.ledger import Ledger
 from lr_ray.llm.lookup import Recorded
 from lr_ray.llm.paid import Paid
 from lr_ray.llm.records import Record
+from lr_ray.llm.usage import by_kind
 from lr_ray.store import Store
 from tests.endpoint import run
 
 
 def record(prompt_id: str, key: str, text: str = "yes") -> Record:
-    return {"prompt_id": prompt_id, "key": key, "unit": "u", "reply": {"content": text}}
+    reply = {"content": text, "prompt_tokens": 1, "cached_tokens": 0, "completion_tokens": 1}
+    return {"prompt_id": prompt_id, "key": key, "unit": "p/-/x/0", "reply": reply}
 
 
 def fill(folder: Path, prompts: int, each: int, text: str = "", segments: int = 1) -> dict[str, set[str]]:
@@ -155,7 +157,7 @@ def test_a_reused_run_is_only_read_and_told_apart(tmp_path: Path) -> None:
         paid.prepare()
         replies, borrowed = await paid.replies("p0")
         assert replies.keys() == {"k0", "k1", "k2"}
-        assert replies["k1"] == {"content": "mine"}
+        assert replies["k1"]["content"] == "mine"
         assert borrowed == {"k0", "k2"}
         book.close()
 
@@ -234,12 +236,54 @@ def test_what_dead_writers_left_is_merged_and_a_crash_on_the_way_loses_nothing(
             ledger.merge(s3)
     assert len(s3.files("calls", ".jsonl")) == 13
     assert len(Recorded(s3).replies("p1")) == 6
-    assert ledger.merge(s3) == 13
+    assert _paid_for(s3) == 12
+    assert ledger.merge(s3) == 0
     assert len(s3.files("calls", ".jsonl")) == 1
+    assert _paid_for(s3) == 12
     Paid(s3).prepare()
     assert len(Recorded(s3).replies("p1")) == 6
     # A reader that knew the small ones finds the large one.
     assert len(reader.replies("p1")) == 6
+
+
+def _paid_for(store: Store) -> float:
+    return sum(used.calls for used in by_kind(store).values())
+
+
+def test_a_writer_whose_merge_fails_half_way_is_counted_once(
+    s3: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "MOST_OBJECTS", 4)
+    real, failed = Store.write, []
+
+    def fail(store: Store, data: bytes, *parts: str) -> None:
+        if parts[0] == "calls/index" and not failed:
+            failed.append(parts)
+            raise OSError("slow down")
+        real(store, data, *parts)
+
+    monkeypatch.setattr(Store, "write", fail)
+    append(s3, 0, 5)
+    assert failed
+    assert sum("merged" in name for name in s3.files("calls", ".jsonl")) == 1
+    assert _paid_for(s3) == 5
+    assert len(Recorded(s3).replies("p0")) == 3
+
+
+def test_a_busy_moment_of_the_storage_loses_nothing(s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "WRITE_AGAIN", (0.01, 0.01))
+    real, failed = Store.write, []
+
+    def fail(store: Store, data: bytes, *parts: str) -> None:
+        if len(failed) < 2:
+            failed.append(parts)
+            raise OSError("slow down")
+        real(store, data, *parts)
+
+    monkeypatch.setattr(Store, "write", fail)
+    append(s3, 0, 3)
+    assert len(failed) == 2
+    assert _paid_for(s3) == 3
 
 
 def test_objects_merged_between_look_and_read_are_looked_for_again(

@@ -1,3 +1,4 @@
+import asyncio
 import random
 from collections import Counter
 from pathlib import Path
@@ -6,9 +7,13 @@ import pytest
 
 from lr_ray.config import Judge, Prices
 from lr_ray.llm import usage
+from lr_ray.llm.governor import Governor
+from lr_ray.llm.lease import Reply
+from lr_ray.llm.lease import Report as Heard
 from lr_ray.llm.records import FOLDER, dump
 from lr_ray.llm.spending import Account, Report, Spending, Stopped
 from lr_ray.store import Store
+from tests.virtual import run
 
 
 def report(answered: int = 0, money: float = 0.0, **failed: int) -> Report:
@@ -161,3 +166,20 @@ def test_what_was_paid_is_added_up_over_ledgers_and_kinds(tmp_path: Path) -> Non
     prices = Prices(prompt=1e6, cached_prompt=0, completion=1e6)
     assert usage.money(store, prices) == (1300 + 4000) / 2 + 31
     assert usage.money(Store(str(tmp_path / "none")), prices) == 0
+
+
+def test_a_keeper_that_fails_for_good_stops_the_calls() -> None:
+    async def ask(_: Heard) -> Reply:
+        await asyncio.sleep(0.01)
+        raise KeyError("ours")
+
+    async def work() -> None:
+        governor = Governor(1, remote=True)
+        beats = asyncio.create_task(governor.beats(ask))
+        async with governor.permit():
+            with pytest.raises(Stopped, match="the keeper of the limits failed: KeyError"):
+                await asyncio.wait_for(governor.permit().__aenter__(), 5)
+        with pytest.raises(KeyError):
+            await beats
+
+    run(work)

@@ -73,6 +73,19 @@ def test_a_run_directory_keeps_to_what_its_rows_were_made_with(tmp_path: Path) -
         preflight.claim(settings(tmp_path, sampling={"n": 6}))
 
 
+def test_an_evaluation_keeps_to_what_its_rows_were_made_with(tmp_path: Path) -> None:
+    asked = {"parameters": {"extra_headers": {"X-Team": "a"}}}
+    preflight.claim(settings(tmp_path, evaluation={"model": "one"}, judge=asked))
+    preflight.claim(settings(tmp_path, evaluation={"model": "two"}, judge=asked))
+    store = Store(str(tmp_path / "run"))
+    store.sub("evaluation", "after").write_rows("judged", [judged("a", [2, 8])], JUDGED)
+    preflight.claim(settings(tmp_path, evaluation={"model": "two"}, judge=asked))
+    with pytest.raises(ValueError, match=r"evaluation\.model='two'; the config now says 'three'"):
+        preflight.claim(settings(tmp_path, evaluation={"model": "three"}, judge=asked))
+    with pytest.raises(ValueError, match=r"judge\.model=''; the config now says 'other'"):
+        preflight.claim(settings(tmp_path, evaluation={"model": "two"}, judge={**asked, "model": "other"}))
+
+
 def test_rows_judged_with_other_prompts_are_not_added_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

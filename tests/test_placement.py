@@ -2,7 +2,7 @@
 
 import pytest
 
-from lr_ray.placement import Need, fit, require
+from lr_ray.placement import DATA_TASKS, Need, fit, require
 
 JUDGES = Need("judging", 4, {"CPU": 0.1})
 ENGINES = Need("sampling", 2, {"CPU": 0.5, "GPU": 1.0})
@@ -13,17 +13,22 @@ WORKERS = Need("training", 2, {"CPU": 1.0}, flexible=False)
     ("needs", "nodes", "counts"),
     [
         ([JUDGES], [{"CPU": 2.0}], [4]),
-        ([JUDGES], [{"CPU": 1.2}], [2]),
-        ([JUDGES], [{"CPU": 1.0}], None),  # nothing is left for a task
+        ([JUDGES], [{"CPU": 0.25}], [2]),
+        ([JUDGES, DATA_TASKS], [{"CPU": 1.2}], [2, 1]),
+        ([JUDGES, DATA_TASKS], [{"CPU": 1.0}], None),
         ([JUDGES], [{"CPU": 0.0}, {"CPU": 0.5}, {"CPU": 1.0}], [4]),
-        ([JUDGES], [{"CPU": 0.5}, {"CPU": 0.6}], None),  # a task of 1 CPU is not spread over two nodes
+        (
+            [JUDGES, DATA_TASKS],
+            [{"CPU": 0.5}, {"CPU": 0.6}],
+            None,
+        ),  # a task of 1 CPU is not spread over two nodes
         ([ENGINES, JUDGES], [{"CPU": 8.0, "GPU": 2.0}], [2, 4]),
         ([ENGINES, JUDGES], [{"CPU": 8.0, "GPU": 1.0}], [1, 4]),
         ([ENGINES], [{"CPU": 8.0}], None),
         # What wants no GPU leaves the node that has one to what does.
-        ([ENGINES, Need("judging", 1, {"CPU": 1.0})], [{"CPU": 1.0, "GPU": 2.0}, {"CPU": 2.0}], [2, 1]),
+        ([ENGINES, Need("judging", 1, {"CPU": 1.0})], [{"CPU": 1.0, "GPU": 2.0}, {"CPU": 1.0}], [2, 1]),
         ([WORKERS], [{"CPU": 1.0}, {"CPU": 2.0}], [2]),
-        ([WORKERS], [{"CPU": 2.0}], None),
+        ([WORKERS], [{"CPU": 1.9}], None),
         ([Need("sampling", 2, {"GPU": 1.0}, bundles=4)], [{"CPU": 2.0, "GPU": 4.0}], [1]),
         (
             [Need("judging", 3, {"CPU": 0.1, "lr_judge": 1.0})],
@@ -51,14 +56,15 @@ def test_on_ray(capsys: pytest.CaptureFixture[str]) -> None:
         resources={"shelf": 2},
     )
     try:
-        assert require([Need("judging", 3, {"CPU": 0.1})]) == [3]
+        assert require([Need("judging", 3, {"CPU": 0.1}), DATA_TASKS]) == [3, 1]
         assert capsys.readouterr().err == ""
         assert require([Need("judging", 3, {"CPU": 0.1, "shelf": 1.0})], wait=0.1) == [2]
         assert "judging: 2 of 3 actors" in capsys.readouterr().err
         with pytest.raises(
             ValueError,
-            match=r"^too little to run on: training 2 x 1 CPU and .*, Ray has 2 CPU \+ 2 shelf on 1 node; ",
+            match=r"^too little to run on: training 2 x 1 CPU, Ray Data's own tasks 1 x 1 CPU are asked for, "
+            r"Ray has 2 CPU \+ 2 shelf on 1 node; ",
         ):
-            require([WORKERS])
+            require([WORKERS, DATA_TASKS])
     finally:
         ray.shutdown()

@@ -175,3 +175,13 @@ def test_training_memory_says_what_holds_it(tmp_path: Path) -> None:
     assert "of its host" in said(num_workers=8, deepspeed=zero)
     several = said(num_workers=8, sequence_parallel_size=8, deepspeed=zero)
     assert "a GPU of 24 GB holds it" in several
+    offloaded = said(lora={"r": 16}, offload_activations=True)
+    assert "of its host" in offloaded
+    assert "activations 0.0" not in offloaded  # a layer's insides are on the device while it runs backward
+
+
+def test_training_steps_count_what_is_mixed_in() -> None:
+    training = {"batch_size": 16, "mix": {"data": ["x.jsonl"], "ratio": 0.2}}
+    tree = {"run_dir": "x", "sampling": {"model": "no/such"}, "training": training}
+    said = plan_training.forecast(config.Config.model_validate(tree), 80)
+    assert said[0] == "training: at most 100 pairs, 7 optimizer steps"

@@ -127,6 +127,27 @@ def test_retry_failed_takes_up_what_failed_and_pays_for_what_is_missing(
     assert {row["prompt_id"]: row["candidates"] for row in store.rows("judged")} == clean
 
 
+@pytest.mark.slow
+def test_retry_failed_takes_up_the_failed_rows_of_an_evaluation(ray_cluster: None, tmp_path: Path) -> None:
+    given = inputs(tmp_path, 4, answers=2)
+    with simulated.running() as url:
+        asked = settings(tmp_path, url, given)
+        held_out = {"prompts": given["candidates"], "baseline": "old", "model": "new"}
+        asked = config.Config.model_validate({**asked.model_dump(), "evaluation": held_out})
+        sampled = [rows.unpack(row) for row in packed_rows(asked)]
+        for side in ("before", "after"):
+            store = Store(asked.run_dir).sub("evaluation", side)
+            store.write_rows("sampled", sampled, rows.SAMPLED)
+            store.write_rows("failed", [failure(sampled[0]["prompt_id"], "no answer")], rows.FAILED)
+        assert pipeline.execute(asked, ("evaluate",)) == 2
+        assert pipeline.execute(asked, pipeline.RETRY) == 0
+        assert pipeline.execute(asked, pipeline.RETRY) == 0
+    written = json.loads(Store(asked.run_dir).read("evaluation.json") or b"")
+    assert written["failed"] == {"before": 0, "after": 0}
+    assert written["table"][0]["prompts"] == 4
+    assert not Store(asked.run_dir).sub("evaluation", "after").files("failed")
+
+
 def packed_rows(asked: config.Config) -> list[rows.Packed]:
     pointers = data.scan(asked.data.prompts, asked.data.candidates)
     return [rows.pack("sampled", data.load(one, asked.data.prompt_template)) for one in pointers]

@@ -113,6 +113,7 @@ def free_port() -> int:
 
 def test_what_answers_at_the_port_must_be_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")  # must not be asked
     with pytest.raises(ValueError, match=r"serving.port: Ray Serve does not answer at .* it keeps the host"):
         serving._expect(f"http://127.0.0.1:{free_port()}/v1", configured())
     with simulated.running() as url, pytest.raises(ValueError, match="serves simulated-judge, not model"):

@@ -125,6 +125,22 @@ def test_a_checkpoint_that_lost_bytes_is_not_read(tmp_path: Path) -> None:
     assert found["step"] == 10
 
 
+def test_checkpoints_that_lost_bytes_push_no_whole_one_out(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    one = Checkpoints(store, 0, 1, "a")
+    for step in (10, 20, 30):
+        one.save(step, {}, taker(0, step), nothing)
+    one.wait()
+    for step in (20, 30):
+        Path(store.path(FOLDER, f"step-000000{step}-a", "shard-0.pt")).write_bytes(b"half")
+    again = Checkpoints(store, 0, 1, "b")
+    again.save(15, {}, taker(0, 15), nothing)
+    again.wait()
+    found = again.latest()
+    assert found
+    assert found["step"] == 15
+
+
 def test_training_does_not_wait_for_the_writer_and_hears_of_its_failure(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     one = Checkpoints(store, 0, 1, "a")

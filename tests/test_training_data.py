@@ -1,6 +1,7 @@
 """From rows to token ids: masks, endings, hostile text, refusals; and the files a training keeps."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import pyarrow.fs as pafs
 import pytest
 import tiny_model
 import torch
+from safetensors.torch import load_file
 
 from lr_ray.config import Config, Training
 from lr_ray.rows import PAIRS
 from lr_ray.store import Store
-from lr_ray.training import folder, launch, reference, source, zero
+from lr_ray.training import folder, launch, reference, scoring, source, zero
 from lr_ray.training.batch import PairIds
 from lr_ray.training.checkpoint import publish
 from lr_ray.training.measure import Measure, fitting
@@ -148,11 +150,35 @@ def config(start: str, **training: Any) -> Config:
         ({"deepspeed": {"scheduler": {}}}, "scheduler"),
         ({"report_to": ["wandb"]}, "wandb is not installed"),
         ({"max_length": 600}, "max_length 600 is over the window"),
+        ({"deepspeed": {"fp16": {"enabled": True}}}, r"fp16.enabled True contradicts training\.precision"),
+        ({"deepspeed": {"bf16": {"enabled": True}}}, "bf16.enabled True contradicts .* which is auto"),
+        ({"deepspeed": {"bf16": {"enabled": False}}, "precision": "bf16"}, "bf16.enabled False contradicts"),
+        ({"lora": {"bias": "all"}}, r"training\.lora\.bias"),
+        ({"lora": {"init_lora_weights": "pissa"}}, "init_lora_weights pissa: it changes the base"),
+        ({"num_workers": 8, "sequence_parallel_size": 8}, "4 attention heads .* cannot be shared out"),
     ],
 )
 def test_settings_are_refused_before_anything_starts(start: str, training: Any, fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         launch.check(config(start, **training))
+
+
+def test_a_model_that_changes_its_logits_is_refused_before_anything_starts(
+    start: str, tmp_path: Path
+) -> None:
+    shutil.copytree(start, tmp_path / "capped")
+    shape = json.loads((tmp_path / "capped" / "config.json").read_text())
+    (tmp_path / "capped" / "config.json").write_text(json.dumps({**shape, "final_logit_softcapping": 30.0}))
+    with pytest.raises(ValueError, match="final_logit_softcapping is not supported"):
+        launch.check(config(str(tmp_path / "capped")))
+
+
+def test_actors_score_unless_workers_are_needed_together() -> None:
+    assert scoring.actors(Training(num_workers=4)) == 4
+    assert scoring.actors(Training(num_workers=4, reference_actors=1)) == 1
+    assert scoring.actors(Training(num_workers=4, sequence_parallel_size=2)) == 0
+    assert scoring.actors(Training(num_workers=4, sequence_parallel_size=2, reference_actors=3)) == 3
+    assert scoring.actors(Training(num_workers=4, lora={"r": 4})) == 0
 
 
 def test_the_users_deepspeed_settings_stand_over_ours() -> None:
@@ -161,6 +187,11 @@ def test_the_users_deepspeed_settings_stand_over_ours() -> None:
     assert made["gradient_clipping"] == 3.0
     assert made["gradient_accumulation_steps"] == 8
     assert made["bf16"] == {"enabled": True}
+    unchecked = {"bf16": {"check_grad_overflow": False}}
+    assert zero.settings(Training(deepspeed=unchecked), bf16=True)["bf16"] == {
+        **unchecked["bf16"],
+        "enabled": True,
+    }
     assert made["optimizer"]["params"]["torch_adam"] is False
 
 
@@ -238,6 +269,18 @@ def test_a_published_model_is_whole(store: Store, start: str) -> None:
     assert store.read("model", "generation_config.json") == Path(start, "generation_config.json").read_bytes()
     assert store.read("model", "model.safetensors")
     assert not store.exists("model.tmp")
+
+
+def test_tied_weights_are_written_once(tmp_path: Path) -> None:
+    start = tiny_model.save(tmp_path / "start", tie_word_embeddings=True)
+    shape = json.loads((tmp_path / "start" / "config.json").read_text())
+    (tmp_path / "start" / "config.json").write_text(json.dumps({**shape, "dtype": "bfloat16"}))
+    model = folder.load(start, torch.float32)
+    model.lm_head.weight.data += 1
+    folder.save(model, model.state_dict(), start, Store(str(tmp_path / "run")))
+    written = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert "lm_head.weight" not in written
+    assert torch.equal(written["model.embed_tokens.weight"], model.lm_head.weight.bfloat16())
 
 
 def test_a_remote_model_is_not_there_before_its_marker(tmp_path: Path) -> None:

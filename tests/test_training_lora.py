@@ -1,5 +1,9 @@
 """LoRA: trains the adapter alone, starts as the base model, and leaves as adapter and as merged model."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import peft
@@ -62,6 +66,47 @@ def test_merged_model_and_adapter_over_the_base_are_the_trained_model(tmp_path: 
         torch.testing.assert_close(adapted(ids).logits, untouched(ids).logits)
     for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json", "config.json"):
         assert (tmp_path / "run" / "model" / name).is_file()
+
+
+SERVED = """
+import json, sys
+from vllm import LLM, SamplingParams
+ids = list(range(30))
+model = LLM(sys.argv[1], dtype="float32", enforce_eager=True, max_model_len=128)
+wanted = SamplingParams(max_tokens=1, prompt_logprobs=0)
+found = model.generate([{"prompt_token_ids": ids}], wanted, use_tqdm=False)[0].prompt_logprobs
+print(json.dumps([one[token].logprob for token, one in zip(ids[1:], found[1:])]))
+"""
+
+
+@pytest.mark.slow
+def test_vllm_loads_the_merged_folder_and_computes_what_was_trained(tmp_path: Path) -> None:
+    # vLLM's attention on CPU wants heads of 32.
+    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    start = tiny_model.save(tmp_path / "start", tie_word_embeddings=True, **shape)
+    adapted = lora.wrap(AutoModelForCausalLM.from_pretrained(start), OPTIONS)
+    torch.manual_seed(0)
+    for name, one in adapted.named_parameters():
+        if ".lora_" in name:
+            one.data.normal_(std=0.1)
+    lora.export(start, OPTIONS, adapted.state_dict(), Store(str(tmp_path / "run")))
+    quiet = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    command = [sys.executable, "-c", SERVED, str(tmp_path / "run" / "model")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=280, check=False, env={**os.environ, **quiet}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ids = torch.arange(30)
+    trained = adapted(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+    served = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+    torch.testing.assert_close(served, trained.detach(), rtol=0, atol=1e-3)
+    with adapted.disable_adapter():
+        base = adapted(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+    assert (base - served).abs().max() > 0.1
 
 
 def test_bad_options_are_refused_by_name() -> None:

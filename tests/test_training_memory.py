@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from lr_ray.config import Training
-from lr_ray.training import memory, shared_prefix
+from lr_ray.training import memory, savings, shared_prefix
 from lr_ray.training.batch import PairIds
 from lr_ray.training.logps import Policy
 
@@ -88,7 +88,7 @@ watcher.start()
 learn(ids)
 over.append(True)
 watcher.join()
-print((max(seen) - base) / memory.activations(shape.to_dict(), tokens, 4, checkpointing))
+print((max(seen) - base) / sum(memory.activations(shape.to_dict(), tokens, 4, checkpointing)))
 """
 
 
@@ -117,3 +117,36 @@ def test_stages_share_out_what_zero_says() -> None:
     offloaded = at(3, offload_optimizer={"device": "cpu"})
     assert (offloaded.optimizer, offloaded.host) == (0, 3000)
     assert offloaded.device < at(3).device
+
+
+def test_tiles_keep_no_mlp_and_the_host_takes_what_is_kept() -> None:
+    kind, config, shape = SHAPES[0]
+    per_token = []
+    for layers in (2, 3):
+        made = config(vocab_size=100, num_hidden_layers=layers, num_attention_heads=8, head_dim=32, **shape)
+        model = kind(made).train()
+        savings.tile(model, 16)
+        shared_prefix.prepare(model)
+        per_token.append((saved(model, 800) - saved(model, 400)) / 400)
+    tree = made.to_dict()
+    kept, working = memory.activations(tree, 1000, 4, False, 16)
+    assert per_token[1] - per_token[0] == pytest.approx(kept / 3 / 1000, rel=0.1)
+    whole, more = memory.activations(tree, 1000, 4, False)
+    assert kept < 0.6 * whole
+    assert working < more
+    for checkpointing in (False, True):
+        kept, working = memory.activations(tree, 1000, 4, checkpointing)
+        plain, offloaded = (
+            memory.step(
+                tree,
+                10,
+                Training(gradient_checkpointing=checkpointing, offload_activations=there),
+                1000,
+                10,
+                bf16=False,
+            )
+            for there in (False, True)
+        )
+        assert (plain.activations, plain.host) == (kept + working, 0)
+        # A layer's backward pass needs its insides on the device wherever the inputs lie.
+        assert (offloaded.activations, offloaded.host) == (working, kept)

@@ -3,7 +3,7 @@ import tiny_model
 import torch
 from torch import nn
 
-from lr_ray.training import savings, shared_prefix
+from lr_ray.training import logps, savings, shared_prefix
 from lr_ray.training.batch import PairIds
 from lr_ray.training.logps import Policy
 
@@ -54,6 +54,48 @@ def test_tiles_save_a_tile_in_place_of_the_stream() -> None:
     before = saved()
     savings.tile(model, 100)
     assert saved() < 0.1 * before
+
+
+def test_longer_rows_are_no_further_calls_of_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under ZeRO-3 every call of a module gathers its weights with all ranks, whose rows differ in length."""
+    monkeypatch.setattr(logps, "_CHUNK_LOGITS", 2 * 261)
+    model = tiny_model.model().train()
+    savings.recompute(model)
+    shared_prefix.prepare(model)
+    savings.tile(model, 16)
+    policy, calls = Policy(model), []
+    for name, one in model.named_modules():
+        one.register_forward_hook(lambda *_, name=name: calls.append(name))
+    for pair in (PAIR, PairIds([1, 2], [3], [4])):
+        calls.clear()
+        policy(shared_prefix.stream([pair])).sum().backward()
+        assert calls.count("lm_head") == 1
+    gathered = {name for name, one in model.named_modules() if getattr(one, "_z3_leaf", False)}
+    assert gathered == {"lm_head", "model.layers.0.mlp", "model.layers.1.mlp"}
+
+
+def test_checkpointing_goes_by_its_older_name_where_there_is_no_other() -> None:
+    class Older(nn.Module):
+        given: object = None
+
+        def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: object = None) -> None:
+            self.given = gradient_checkpointing_kwargs
+
+    older = Older()
+    savings.recompute(older)
+    assert older.given == {"use_reentrant": False}
+
+
+def test_weights_stay_where_they_are_when_activations_go() -> None:
+    context = savings.offload(True, "cpu")
+    assert isinstance(context, torch.autograd.graph.saved_tensors_hooks)
+    for trained in (True, False):
+        weight = nn.Linear(3, 4).requires_grad_(trained).weight
+        for one in (weight, weight.t()):
+            assert context.pack_hook(one) is one
+    assert context.pack_hook(torch.ones(3)) is not None
+    where, copy = context.pack_hook(torch.ones(3))
+    assert context.unpack_hook((where, copy)).equal(torch.ones(3))
 
 
 def test_a_model_without_such_mlps_is_refused() -> None:

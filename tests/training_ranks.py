@@ -1,8 +1,9 @@
 """Trainings without Ray: python training_ranks.py JOBS.json RANK WORLD, one process a rank.
 
-JOBS.json lists {"config": …, "die_at": step or null, "stick_at": step or null}; what `worker.loop` returns
+JOBS.json lists {"config": …, "die_at": step or null, "stick_at": step or null, …}; what `worker.loop` returns
 is written by rank 0 into the run directory as result.json. `die_at` ends the training before that step, as a
-kill does; `stick_at` leaves rank 1's shard of the checkpoint after that step half written.
+kill does; `stick_at` leaves rank 1's shard of the checkpoint after that step half written; `chunk` is the
+most tokens of a chunk of the head; with `no_export` rank 0 cannot write the model.
 """
 
 import json
@@ -16,12 +17,15 @@ from typing import Any
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
+import torch
 from torch import distributed
 
 from lr_ray.config import Config
 from lr_ray.store import Store
-from lr_ray.training import worker
+from lr_ray.training import logps, worker
 from lr_ray.training.checkpoint import FOLDER, Checkpoints
+
+CHUNK_LOGITS = logps._CHUNK_LOGITS
 
 
 class Sticky(Checkpoints):
@@ -42,10 +46,16 @@ worker.Checkpoints = Sticky  # pyrefly: ignore
 class Mortal(worker.Worker):
     die_at = 0
     scored = 0
+    no_export = False
 
     def _score(self, indices: Sequence[int]) -> worker.Scores:
         self.scored += len(indices)
         return super()._score(indices)
+
+    def _export(self, weights: dict[str, torch.Tensor] | None) -> None:
+        if self.no_export:
+            raise ValueError("cannot write the model")
+        super()._export(weights)
 
     def _step(self, number: int, total: int) -> dict[str, float]:
         if number == self.die_at:
@@ -59,8 +69,10 @@ def run(job: dict[str, Any], rank: int) -> None:
     result: dict[str, Any] = {}
     mortal = Mortal(config, Store(config.run_dir))
     Sticky.stick_at = job.get("stick_at") or 0
+    logps._CHUNK_LOGITS = CHUNK_LOGITS if "chunk" not in job else job["chunk"] * 261
     try:
         mortal.die_at = job.get("die_at") or 0
+        mortal.no_export = bool(job.get("no_export"))
         result = {**mortal.train(None), "scored": mortal.scored}
     except InterruptedError:
         result = {"died": True, "scored": mortal.scored}

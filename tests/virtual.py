@@ -51,7 +51,8 @@ def run(work: Callable[[], Awaitable[Any]]) -> Any:
 class Endpoint:
     """Allows `limit(now)` of `form`: requests or tokens a second (a bucket of `burst` seconds), or places.
 
-    `retry_after`: none, exact, or rounded up to whole seconds.
+    `retry_after`: none, exact, or rounded up to whole seconds, and never less than `pause`. A share of the
+    tries (`noise`) is refused whatever the limit.
     """
 
     form: str
@@ -60,6 +61,8 @@ class Endpoint:
     retry_after: str = "none"
     headers: bool = False
     burst: float = 1.0
+    pause: float = 0.0
+    noise: float = 0.0
     began: float = 0.0
     in_flight: int = 0
     used: list[tuple[float, float]] = field(default_factory=list)
@@ -80,10 +83,11 @@ class Endpoint:
             self._at = now
             wait = max(0.0, min(cost, limit * self.burst) - self._left) / limit
             wait = 0.0 if wait < 1e-9 else wait
-        if wait:
+        if wait or (self.noise and self.rng.random() < self.noise):
             self.refused.append(now)
             await asyncio.sleep(0.005)
-            return {"none": -1.0, "exact": wait, "whole": float(int(wait) + 1)}[self.retry_after]
+            wait = {"none": -1.0, "exact": wait, "whole": float(int(wait) + 1)}[self.retry_after]
+            return max(wait, self.pause) if self.retry_after != "none" else wait
         self._left -= cost
         self.in_flight += 1
         self.used.append((now, cost))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.bench_dpo import shapes, variants
+from lr_ray.training import savings
 
 GOALS = {"trl": (5.0, 0.3), "full": (3.5, 0.25), "response": (1.75, None)}
 
@@ -28,7 +29,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
     prompt, answer = settings["prompt"], settings["answer"]
     model = shapes.build(shape, prompt + answer, "cpu", torch.float32).train()
     if settings["checkpointing"]:
-        variants.checkpointing(model)
+        savings.recompute(model)
     pair = shapes.pair(shape, prompt, answer)
     step = variants.make(settings["variant"], model, pair, bf16=settings["bf16"])
     base = _trimmed()

@@ -15,6 +15,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jobs.bench_dpo import shapes, variants
+from lr_ray.training import savings
 
 Result = dict[str, Any]
 
@@ -77,7 +78,7 @@ def check(device: torch.device) -> str:
             found = []
             for name in ("response", "shared"):
                 model = shapes.build(shape, 500, str(device), kind).train()
-                variants.checkpointing(model)
+                savings.recompute(model)
                 variants.make(name, model, pair)()
                 found.append(torch.cat([weight.grad.double().flatten() for weight in model.parameters()]))
             worst[answer, kind] = float((found[0] - found[1]).norm() / found[0].norm())
@@ -106,7 +107,7 @@ def _guarded(options: argparse.Namespace, device: torch.device, length: int, tra
 def _measure(options: argparse.Namespace, device: torch.device, length: int, train: str, name: str) -> Result:
     shape, lora = shapes.SHAPES[options.shape], train == "lora"
     model = shapes.build(shape, length + options.answer, str(device), torch.bfloat16).train()
-    variants.checkpointing(model)
+    savings.recompute(model)
     if lora:
         model = _adapted(model, options.rank)
     pair = shapes.pair(shape, length, options.answer)

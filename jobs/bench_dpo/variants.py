@@ -34,11 +34,6 @@ class Loss:
     ce_normalization: str = "token"
 
 
-def checkpointing(model: Any) -> None:
-    """Recompute each layer's activations in the backward pass."""
-    model.activation_checkpointing_enable({"use_reentrant": False})
-
-
 def make(variant: str, model: Any, pair: PairIds, *, bf16: bool = False) -> Step:
     """The step of `variant`; it leaves gradients behind and returns the loss. `bf16` is autocast."""
     if variant == "trl":

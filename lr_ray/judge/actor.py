@@ -3,16 +3,18 @@
 import asyncio
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from lr_ray import rows
+from lr_ray import journal, metrics, rows
 from lr_ray.config import DIMENSIONS, Config, api_key
 from lr_ray.judge import core, order, retrieval
 from lr_ray.llm import shared, usage
 from lr_ray.llm.calls import Calls
 from lr_ray.llm.client import Client, GaveUp
+from lr_ray.llm.governor import Governor
 from lr_ray.llm.ledger import Ledger
 from lr_ray.llm.paid import Paid
 from lr_ray.llm.spending import Stopped
@@ -29,7 +31,7 @@ class JudgeActor:
 
     def __init__(self, config: Config, store: Store, tally: Any = None, keeper: Any = None) -> None:
         self._config, self._store, self._keeper = config, store, keeper
-        self._tally = _Tally(tally)
+        self._tally, self._journal = _Tally(tally), journal.of(config)
         self._beats: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] | None = None
 
@@ -56,10 +58,11 @@ class JudgeActor:
         governor = shared.governor(judge, remote=self._keeper is not None)
         if self._keeper is not None:
             self._beats = asyncio.create_task(governor.beats(shared.asking(self._keeper)))
+        self._tally.governor = governor
         self._turns = order.Turns(lambda: governor.limit)
         key = api_key(self._config)
-        self._client = Client(judge, key, governor)
-        self._embedder = Client(judge, key, governor, judge.retrieval.embedding_base_url)
+        self._client = Client(judge, key, governor, journal=self._journal)
+        self._embedder = Client(judge, key, governor, judge.retrieval.embedding_base_url, self._journal)
         self._ledger = Ledger(self._store)
         self._paid = Paid(self._store, judge.reuse, self._ledger.name)
 
@@ -79,11 +82,26 @@ class JudgeActor:
                     return rows.left(prompt_id, account.stop)
                 account.row(str(error).partition(": ")[2])  # without the unit, the same for all rows
                 self._tally.count("failed", 1)
+                self._journal.warning("failed", prompt_id=prompt_id, stage="judge", reason=str(error))
                 return rows.failed(prompt_id, "judge", str(error))
             account.row(_fruitless(judged))
             self._tally.count("judged", 1)
-            self._tally.count("unscored", _unscored(judged))
+            missing = _unscored(judged)
+            self._tally.count("unscored", missing.total())
+            for (dimension, reason), number in missing.items():
+                self._tally.count((metrics.UNSCORED, dimension, reason), number)
+            self._log(judged, missing)
         return rows.pack("judged", judged)
+
+    def _log(self, judged: rows.Judged, missing: Counter[tuple[str, str]]) -> None:
+        self._journal.info(
+            "judged",
+            prompt_id=judged["prompt_id"],
+            seconds=judged["judged_at"] - judged["first_call_at"],
+            rewards=[candidate["reward"] for candidate in judged["candidates"]],
+            unscored={" ".join(key): number for key, number in missing.items()} or None,
+            **judged["usage"],
+        )
 
     def _embed(self, calls: Calls) -> retrieval.Embed | None:
         model = self._config.judge.retrieval.embedding_model
@@ -113,9 +131,14 @@ def _fruitless(judged: rows.Judged) -> str:
     return ""
 
 
-def _unscored(judged: rows.Judged) -> int:
-    reasons = (missing["reason"] for one in judged["candidates"] for missing in one["unscored"])
-    return sum(reason != core.NO_WEIGHT for reason in reasons)
+def _unscored(judged: rows.Judged) -> Counter[tuple[str, str]]:
+    """The scores that are missing, by dimension and class of reason."""
+    missing = (one for candidate in judged["candidates"] for one in candidate["unscored"])
+    return Counter(
+        (one["dimension"], metrics.reason(one["reason"]))
+        for one in missing
+        if one["reason"] != core.NO_WEIGHT
+    )
 
 
 class _Tally:
@@ -123,11 +146,13 @@ class _Tally:
 
     def __init__(self, tally: Any) -> None:
         self._tally = tally
-        self._counts: dict[str, float] = {}
+        self._counts: dict[str | metrics.Key, float] = {}
         self._rows = 0
+        self._waited = self._held = 0.0
+        self.governor: Governor | None = None
         self._reporter: asyncio.Task[None] | None = None
 
-    def count(self, name: str, number: float) -> None:
+    def count(self, name: str | metrics.Key, number: float) -> None:
         if self._tally is not None and number:
             self._counts[name] = self._counts.get(name, 0) + number
 
@@ -149,7 +174,16 @@ class _Tally:
             await asyncio.sleep(COUNT_EVERY)
             self._send()
 
+    def _seconds(self) -> None:
+        """Count how long calls waited for leave and held it since the last look."""
+        if self.governor is not None:
+            waited, held = self.governor.waited, self.governor.held
+            self.count((metrics.SECONDS, "waited"), waited - self._waited)
+            self.count((metrics.SECONDS, "held"), held - self._held)
+            self._waited, self._held = waited, held
+
     def _send(self) -> None:
+        self._seconds()
         if self._counts:
             self._tally.add.remote(self._counts)
             self._counts = {}

@@ -32,8 +32,13 @@ class Bureau:
         self._ceiling, self._id = ceiling, uuid.uuid4().hex
         self._heard: dict[str, float] = {}
         self._windows: list[dict[str, int]] = [{} for _ in self.limits]
+        self._of_all: dict[str, int] = {}  # places at all replicas together
         self._inherited: dict[str, list[Seen]] = {}
         self._counted: dict[str, float] = {}
+
+    def knows(self, name: str, now: float) -> bool:
+        """Whether process `name` has reported and has not been silent since."""
+        return now - self._heard.get(name, -INF) <= SILENT
 
     def report(self, name: str, report: Report, now: float) -> Reply:
         """Take the report of process `name` in at `now` (seconds of a steady clock), and deal its share."""
@@ -44,7 +49,7 @@ class Bureau:
         for limits, seen in zip(self.limits, report.seen, strict=True):
             limits.hear(name, seen, now)
         leases = [self._lease(i, name, now) for i in range(len(self.limits))]
-        return Reply(self._id, leases, *self._account(name, report, now))
+        return Reply(self._id, leases, self._together(name, now), *self._account(name, report, now))
 
     def _account(self, name: str, report: Report, now: float) -> tuple[str | None, float | None]:
         """The reason to stop, and what `name` may spend."""
@@ -76,6 +81,7 @@ class Bureau:
             for limits, windows in zip(self.limits, self._windows, strict=True):
                 limits.forget(name)
                 windows.pop(name, None)
+            self._of_all.pop(name, None)
             if self.spending is not None:
                 self.spending.forget(name)
 
@@ -88,20 +94,36 @@ class Bureau:
         least = limits.tokens.limit / 100
         wanted = {one: free[one] * max(process.tokens, least) for one, process in use.items()}
         tokens = share(limits.tokens.limit, wanted)[name]
-        window = self._places(
-            replica, name, {one: (process.in_flight, free[one]) for one, process in use.items()}, now
-        )
+        most = min(limits.window.limit, self._ceiling)
+        in_flight = {one: (process.in_flight, free[one]) for one, process in use.items()}
+        window = _places(self._windows[replica], most, name, in_flight, now)
         return Lease(limits.dealt(name), requests, tokens, window, max(0.0, limits.paused_until - now))
 
-    def _places(self, replica: int, name: str, use: dict[str, tuple[int, float]], now: float) -> int:
-        """Calls in flight for `name`: its whole share, but no place that another one still holds."""
-        most = max(1, int(min(self.limits[replica].window.limit, self._ceiling) + 1e-9))
-        wanted = {one: free * (in_flight + 1) for one, (in_flight, free) in use.items()}
-        mine = whole(most, share(most, wanted), int(now / TURN))[name]
-        windows = self._windows[replica]
-        held = sum(max(windows.get(one, 0), n) for one, (n, _) in use.items() if one != name)
-        windows[name] = max(0, min(mine, most - held))
-        return windows[name]
+    def _together(self, name: str, now: float) -> float:
+        """Calls in flight for `name` at all replicas together; where there is one, its window says it."""
+        if len(self.limits) == 1:
+            return INF
+        use: dict[str, tuple[int, float]] = {}
+        for one in self._heard:
+            at = [limits.usage.of(one) for limits in self.limits]
+            free = INF if any(process.hungry > 0.1 for process in at) else HEADROOM
+            use[one] = sum(process.in_flight for process in at), free
+        return _places(self._of_all, self._ceiling, name, use, now)
+
+
+def _places(
+    dealt: dict[str, int], most: float, name: str, use: dict[str, tuple[int, float]], now: float
+) -> int:
+    """Of `most` calls in flight those for `name`: its whole share, but no place that another still holds.
+
+    `dealt` is what each process got last, and `use` its calls in flight, with how far they may grow.
+    """
+    most = max(1, int(most + 1e-9))
+    wanted = {one: free * (in_flight + 1) for one, (in_flight, free) in use.items()}
+    mine = whole(most, share(most, wanted), int(now / TURN))[name]
+    held = sum(max(dealt.get(one, 0), n) for one, (n, _) in use.items() if one != name)
+    dealt[name] = max(0, min(mine, most - held))
+    return dealt[name]
 
 
 def share(total: float, wanted: dict[str, float]) -> dict[str, float]:

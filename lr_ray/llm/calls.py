@@ -23,6 +23,7 @@ import numpy.typing as npt
 import orjson
 from pydantic import BaseModel
 
+from lr_ray import metrics
 from lr_ray.config import Judge
 from lr_ray.llm.client import Client, Count, Unanswerable
 from lr_ray.llm.governor import Order
@@ -147,13 +148,16 @@ class Calls:
                 temperature = NEW_SAMPLE_TEMPERATURE if call.sample or attempt > cut else 0.0
                 body = self._body(call, temperature, self._room() * (MORE_ROOM if cut else 1))
                 key = _key(CHAT, call.sample * APART + attempt, body)
+            began = time.perf_counter()
             reply, paid = await self._reply(self._client, CHAT, body, key, unit, call.order)
             try:
                 answer = read(reply, call.answer)
+                self._heard(unit, call.name, "answered" if paid else "reused", reply, began)
                 if paid:
                     self._account.answered()
                 return answer
             except Bad as bad:
+                self._heard(unit, call.name, bad.kind if paid else "reused", reply, began)
                 if paid:
                     self._account.unusable(str(bad))
                 reason = f"{bad} ({attempt + 1} attempt{'s' if attempt else ''})"
@@ -238,19 +242,36 @@ class Calls:
         body = orjson.dumps({"model": model, "input": texts, "encoding_format": "base64"})
         unit = f"{_safe(self._prompt_id)}/-/embeddings/0"
         key = _key("/embeddings", 0, body)
-        reply, _ = await self._once(key, lambda: self._reply(client, "/embeddings", body, key, unit))
-        vectors = [np.frombuffer(base64.b64decode(text), np.float16) for text in reply["vectors"] or []]
+        reply = await self._once(key, lambda: self._embedded(client, body, key, unit))
+        vectors = [np.frombuffer(base64.b64decode(text), np.float16) for text in reply.get("vectors") or []]
         if len(vectors) != len(texts) or len({len(vector) for vector in vectors}) != 1:
             raise Unusable("the embedding endpoint did not give one vector a text")
         matrix = np.stack(vectors).astype(np.float32)
         norms = np.linalg.norm(matrix, axis=1, keepdims=True)
         return (matrix / np.where(norms > 0, norms, 1)).astype(np.float32)
 
+    async def _embedded(self, client: Client, body: bytes, key: str, unit: str) -> dict[str, Any]:
+        began = time.perf_counter()
+        reply, paid = await self._reply(client, "/embeddings", body, key, unit)
+        self._heard(unit, "embeddings", "answered" if paid else "reused", reply, began)
+        return reply
+
+    def _heard(self, unit: str, kind: str, outcome: str, reply: dict[str, Any], began: float) -> None:
+        """Count and log an answer; `began` is when it was asked for, waiting and repeats included."""
+        self._count_all(metrics.call(kind, outcome), 1)
+        journal, unusable = self._client.journal, outcome not in ("answered", "reused")
+        if unusable or journal.every_call:
+            say = journal.warning if unusable else journal.debug
+            fields = {name: reply[name] for name in TOKENS}
+            seconds = time.perf_counter() - began
+            fields |= {"prompt_id": self._prompt_id, "unit": unit, "outcome": outcome, "seconds": seconds}
+            say("answer", **fields, text=reply.get("content") or reply.get("refusal"))
+
     def _unit(self, call: Call[A]) -> str:
         candidate = "-" if call.candidate is None else call.candidate
         return f"{_safe(self._prompt_id)}/{candidate}/{call.name}/{call.index}"
 
-    def _count(self, name: str, number: int) -> None:
+    def _count(self, name: str | metrics.Key, number: int) -> None:
         if name in self.usage:
             self.usage[name] += number  # pyrefly: ignore
         if number:

@@ -20,21 +20,25 @@ from urllib.parse import urlsplit, urlunsplit
 
 import orjson
 
+from lr_ray import metrics
 from lr_ray.config import Config, Judge
 from lr_ray.config import api_key as configured_key
+from lr_ray.journal import SILENT, Journal
 from lr_ray.llm.governor import NO_HEADERS, Governor, Order, Permit
+from lr_ray.llm.replies import MOST_TOKENS
 from lr_ray.llm.transport import CONNECT, LARGEST_REPLY, TooLarge, Transport
 
-Count = Callable[[str, int], None]
+Count = Callable[[str | metrics.Key, int], None]
 Keep = Callable[[dict[str, Any]], Awaitable[None]]
 
 BACKOFF, LONGEST_BACKOFF = 0.5, 60.0  # seconds; doubled a try, with full jitter
 LONGEST_RETRY_AFTER = 600.0  # seconds; an endpoint that asks for more is asked again after this
 BROKEN_TRIES = 8  # timeouts, broken connections, 5xx
 THROTTLED_TRIES = 40  # 429s: the governor slows down, so patience pays
-MOST_TOKENS = 10**9  # of one call; a reply that claims more says nothing
 _OF_ONE_REQUEST = {"context_length_exceeded", "string_above_max_length", "content_filter"}
-_NO_RETRY = {400, 401, 403, 404, 405, 410, 422}
+_MALFORMED = {400, 422}  # says nothing of other requests once the endpoint has taken some like it
+_NO_RETRY = {401, 402, 403, 404, 405, 410} | _MALFORMED
+PROMPTS_REFUSED = 3  # one after another: it is not them
 
 
 class EndpointRefused(ValueError):
@@ -75,10 +79,13 @@ class Client:
         key: str | None,
         governor: Governor,
         base_url: str | list[str] | None = None,
+        journal: Journal = SILENT,
     ) -> None:
-        self.governor = governor
+        self.governor, self.journal = governor, journal
         self._timeout, self._key_name = settings.timeout, settings.api_key_env
         self._refused: EndpointRefused | None = None
+        self._taken: set[str] = set()  # kinds of calls that the endpoint has answered
+        self._prompts_refused: set[str] = set()  # since an answer
         self._transport = Transport(
             base_urls(base_url or settings.base_url),
             key,
@@ -104,8 +111,9 @@ class Client:
     ) -> dict[str, Any]:
         """The JSON reply to `body`, which is serialised already and sent as it is in every try.
 
-        `count` hears of calls_started, calls_finished and retries; `tokens` and `order` are for the
-        governor (`Governor.permit`). The call keeps its place until `keep` is done with the reply.
+        `count` hears of calls_started, calls_finished and retries, and of tries that failed (`metrics.call`);
+        `tokens` and `order` are for the governor (`Governor.permit`). The call keeps its place until `keep`
+        is done with the reply.
 
         Raises:
             EndpointRefused, GaveUp, Unanswerable: see the module; and what `keep` raises.
@@ -135,15 +143,19 @@ class Client:
             try:
                 reply = await self._once(path, body, unit, permit)
             except _Again as failure:
+                self._failed(unit, "throttled" if failure.throttled else "broken", str(failure), count)
                 if failure.throttled:
                     permit.throttled(failure.wait, failure.headers)
                 else:
                     permit.broke(str(failure))
                 raise
-            except Unanswerable:
+            except Unanswerable as error:
+                self._failed(unit, "unanswerable", str(error), count)
                 permit.succeeded()  # the endpoint is well: only this request is not to its liking
                 raise
             except EndpointRefused as error:
+                # Without the endpoint's own words, which may repeat what was sent.
+                self._failed(unit, "denied", str(error).partition(": ")[0], count)
                 self._refused = error
                 raise
             finally:
@@ -151,6 +163,12 @@ class Client:
             if keep is not None:
                 await keep(reply)
             return reply
+
+    def _failed(self, unit: str, outcome: str, why: str, count: Count) -> None:
+        count(metrics.call(metrics.kind(unit), outcome), 1)
+        # Refusals for the rate are how a limit is learned: nothing to be warned of.
+        say = self.journal.debug if outcome == "throttled" else self.journal.warning
+        say("try", unit=unit, outcome=outcome, reason=why)
 
     async def _once(self, path: str, body: bytes, unit: str, permit: Permit) -> dict[str, Any]:
         import openai
@@ -161,7 +179,7 @@ class Client:
             received, headers = await self._transport.post(replica, path, body, {"X-Lr-Unit": unit})
             reply = _loads(received)
         except openai.APIStatusError as error:
-            raise self._status(error, replica) from error
+            raise self._status(error, replica, unit) from error
         except openai.APIConnectionError as error:  # a time-out too
             raise _Again(self._broken(error)) from error
         except TooLarge as error:
@@ -171,6 +189,8 @@ class Client:
         if not isinstance(reply, dict) or reply.get("error"):
             raise _Again("the endpoint replied with an error in place of an answer")
         permit.succeeded(_used(reply), headers)
+        self._taken.add(metrics.kind(unit))
+        self._prompts_refused.clear()
         return reply
 
     def _broken(self, error: Exception) -> str:
@@ -183,16 +203,23 @@ class Client:
             return f"no answer within {self._timeout:g} s"
         return f"the connection broke ({type(error.__cause__ or error).__name__})"
 
-    def _status(self, error: Any, replica: int) -> Exception:
-        status, code = error.status_code, str(error.code or error.type or "")
+    def _status(self, error: Any, replica: int, unit: str) -> Exception:
+        status, code = error.status_code, str(error.code or error.type or "")[:80]
         # Several servers name no code for a prompt over the model's window.
         too_long = "context length" in str(error.message).lower()
         if status == 413 or (status == 400 and (code in _OF_ONE_REQUEST or too_long)):
             return Unanswerable(f"the endpoint refused the request (HTTP {status}, {code or 'too large'})")
+        if status in _MALFORMED and self._only_this(unit):
+            return Unanswerable(f"the endpoint refused the request (HTTP {status}, {code or 'no code'})")
         if status in _NO_RETRY or 300 <= status < 400 or code == "insufficient_quota":
             return EndpointRefused(self._why(status, code, error, replica))
         headers = error.response.headers
         return _Again(f"HTTP {status}", _retry_after(headers), status == 429, headers)
+
+    def _only_this(self, unit: str) -> bool:
+        """Whether a refusal is of this one request, as for what a provider's filter finds in its text."""
+        self._prompts_refused.add(unit.partition("/")[0])
+        return metrics.kind(unit) in self._taken and len(self._prompts_refused) < PROMPTS_REFUSED
 
     def _why(self, status: int, code: str, error: Any, replica: int) -> str:
         where = f"the judge endpoint {shown(self._transport.base_url(replica))}"

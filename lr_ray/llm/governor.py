@@ -19,6 +19,7 @@ ACCOUNT_EVERY = 0.05  # seconds between looks at whether money is there again
 TICK = 0.1  # seconds between reports to a bureau in this process
 SHORTEST_SLEEP = 0.001
 BEAT = 0.2  # seconds between reports to a bureau elsewhere
+LEASE_LASTS = 10.0  # seconds; a process that is cut off must stop paying for what others will do
 SHORTEST_BEAT, LONGEST_ASK, BRAKE = 0.01, 5.0, 0.25
 
 Order = tuple[int, ...]  # calls that wait are let through in this order, smallest first
@@ -107,6 +108,8 @@ class Governor:
         self._replicas = replicas
         self._keeper: str | None = None
         self._lanes: list[Lane] = []
+        self._places = 1.0 if remote else INF
+        self._lease_until = INF
         self._waiting: list[tuple[Order, int, asyncio.Future[None], Permit]] = []
         self._arrivals = itertools.count()
         self._spent = 0.0
@@ -116,7 +119,7 @@ class Governor:
     @property
     def limit(self) -> int:
         """Calls that this process may have in flight."""
-        return sum(lane.lease.window for lane in self._lanes)
+        return int(min(self._places, sum(lane.lease.window for lane in self._lanes)))
 
     @property
     def in_flight(self) -> int:
@@ -163,7 +166,7 @@ class Governor:
         self.waited += self.clock() - now
 
     def _granted(self, permit: Permit, now: float) -> bool:
-        lane = self._best(now)
+        lane = self._best(now) if now < self._lease_until else None
         if lane is None:
             return False
         lane.grant(permit.tokens, now)
@@ -174,6 +177,8 @@ class Governor:
         """Of the replicas that are well and may take a call, the one that should answer soonest."""
         lanes = self._lanes
         if len(lanes) > 1:
+            if self.in_flight >= self._places:
+                return None
             # Where none is well, all are as good as each other.
             lanes = [lane for lane in lanes if lane.health.well(now, lane.in_flight)] or lanes
             lanes = [lane for lane in lanes if lane.ready_at(now) <= now]
@@ -248,7 +253,8 @@ class Governor:
         return Report([lane.take(hungry, now) for lane in self._lanes], account, self._spent, self._keeper)
 
     def _adopt(self, reply: Reply, now: float) -> None:
-        self._keeper = reply.keeper
+        self._keeper, self._places = reply.keeper, reply.places
+        self._lease_until = INF if self._bureau is not None else now + LEASE_LASTS
         self.account.told(reply.stop, reply.allowance)
         for lane, lease in zip(self._lanes, reply.leases, strict=True):
             lane.adopt(lease, now)
@@ -260,10 +266,20 @@ class Governor:
     async def beats(self, ask: Callable[[Report], Awaitable[Reply]]) -> None:
         """For ever: report by `ask` every `BEAT` seconds, at once after a refusal, and go on as it says.
 
-        While `ask` raises ConnectionError or TimeoutError, calls go on under the last lease.
+        While `ask` raises ConnectionError or TimeoutError, calls go on under the last lease, for
+        `LEASE_LASTS` seconds; then they wait until it is renewed. Any other failure is raised and stops
+        the calls: nobody would keep the budget.
         """
         if not self._lanes:
             self._start()
+        try:
+            await self._beat(ask)
+        except Exception as error:
+            self.account.told(f"the keeper of the limits failed: {type(error).__name__}: {error}", None)
+            self.pump()
+            raise
+
+    async def _beat(self, ask: Callable[[Report], Awaitable[Reply]]) -> None:
         while True:
             began = self.clock()
             try:

@@ -64,9 +64,13 @@ class Report:
 
 @dataclass(slots=True)
 class Reply:
-    """Keeper → process: a lease a replica, the reason to stop, and the money until the next report."""
+    """Keeper → process: a lease a replica, the reason to stop, and the money until the next report.
+
+    `places` is how many calls the process may have in flight at all replicas together.
+    """
 
     keeper: str
     leases: list[Lease]
+    places: float = INF
     stop: str | None = None
     allowance: float | None = None

@@ -8,7 +8,8 @@ Appends are committed in groups: whatever arrives while one group is being writt
   when they open the segment the next time (close-to-open).
 - object storage, where nothing can be appended: each second's records are one object, durable as soon as
   its upload is confirmed. The writer merges its small objects into a large one as it goes, `merge` those of
-  writers that died; the large one is there before a small one goes, so that at worst a record is there twice.
+  writers that died; the large one is there before a small one goes, so that at worst a record is there twice,
+  and counted once (`records.merged_away`).
 
 A record is found again by its prompt (`lookup`) and its key, a hash of all that can change the answer.
 """
@@ -16,19 +17,35 @@ A record is found again by its prompt (`lookup`) and its key, a hash of all that
 import asyncio
 import os
 import socket
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Protocol
 
+import orjson
 import pyarrow.fs as pafs
 
-from lr_ray.llm.records import FOLDER, INDEX, PART_BYTES, PART_RECORDS, SUFFIX, Record, Tail, dump
+from lr_ray.llm.records import (
+    FOLDER,
+    INDEX,
+    MERGED,
+    MERGED_SUFFIX,
+    PART_BYTES,
+    PART_RECORDS,
+    SUFFIX,
+    Record,
+    Tail,
+    dump,
+    merged_away,
+    sources,
+)
 from lr_ray.llm.records import lines as whole_lines
 from lr_ray.store import Store, sync
 
 OBJECT_EVERY = 1.0  # seconds of records in one object, where nothing can be appended
 MOST_OBJECTS = 128  # small objects of a writer before it merges them
+WRITE_AGAIN = (0.5, 1.0, 2.0, 4.0)  # seconds before an upload that failed is tried again
 FEWEST_MERGED = 8  # of what dead writers left
 
 
@@ -143,7 +160,15 @@ class _Objects:
 
     def write(self, group: list[bytes]) -> None:
         name = f"{self._name}-{self._count:07}{SUFFIX}"
-        self._store.write(b"".join(group), FOLDER, name)
+        for wait in (*WRITE_AGAIN, None):
+            try:
+                self._store.write(b"".join(group), FOLDER, name)
+                break
+            except OSError:
+                # These answers are paid: a busy moment of the storage must not lose them.
+                if wait is None:
+                    raise
+                time.sleep(wait)  # in the ledger's own thread
         self._count += 1
         self._small.append(name)
         self._held += group
@@ -152,8 +177,11 @@ class _Objects:
     def tidy(self) -> None:
         """Merge the small ones when they are many."""
         if len(self._small) >= MOST_OBJECTS or self._bytes >= PART_BYTES or len(self._held) >= PART_RECORDS:
-            _seal(self._store, f"{self._name}-{self._count:07}-merged{SUFFIX}", self._held, self._small)
+            merged = f"{self._name}-{self._count:07}{MERGED_SUFFIX}"
             self._count += 1
+            small = list(self._small)
+            self._small.append(merged)  # where only a part of the work gets done, the next time it goes too
+            _seal(self._store, merged, self._held, small)
             self._small, self._held, self._bytes = [], [], 0
 
     def close(self) -> None:
@@ -162,6 +190,7 @@ class _Objects:
 
 def _seal(store: Store, segment: str, lines: list[bytes], small: list[str]) -> None:
     """Write the lines of the `small` segments as one with its index, then remove the small ones."""
+    lines = [orjson.dumps({MERGED: small}, option=orjson.OPT_APPEND_NEWLINE), *lines]
     store.write(b"".join(lines), FOLDER, segment)
     tail = Tail()
     for line in lines:
@@ -181,6 +210,9 @@ def merge(store: Store) -> int:
     """
     if store.local:
         return 0
+    for name in merged_away(store):
+        with suppress(FileNotFoundError):
+            store.fs.delete_file(store.path(FOLDER, name))
     found = store.fs.get_file_info(pafs.FileSelector(store.path(FOLDER), allow_not_found=True))
     small = sorted(i.base_name for i in found if i.base_name.endswith(SUFFIX) and i.size < PART_BYTES // 4)
     if len(small) < FEWEST_MERGED:
@@ -189,10 +221,10 @@ def merge(store: Store) -> int:
     held: list[bytes] = []
     names: list[str] = []
     for number, name in enumerate(small):
-        held += [line + b"\n" for line in whole_lines(store, name)]
+        held += [line + b"\n" for line in whole_lines(store, name) if not sources(line)]
         names.append(name)
         if name == small[-1] or sum(map(len, held)) >= PART_BYTES:
-            _seal(store, f"{writer}-{number:07}-merged{SUFFIX}", held, names)
+            _seal(store, f"{writer}-{number:07}{MERGED_SUFFIX}", held, names)
             held, names = [], []
     return len(small)
 

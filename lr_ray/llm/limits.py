@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from lr_ray.llm.demand import Usage
 from lr_ray.llm.dimension import Dimension
 from lr_ray.llm.lease import INF, Lease, Seen
+from lr_ray.llm.noise import Noise
 from lr_ray.llm.told import Told
 
 START = 16  # calls in flight before anything is known
@@ -53,6 +54,7 @@ class Limits:
         self.window.start(min(START, ceiling) / 2)
         self.usage = Usage()
         self.epoch = 0
+        self.noise = Noise()
         self.paused_until = -INF
         self._told = Told()
         self._behind: set[str] = set()
@@ -79,7 +81,7 @@ class Limits:
         if self._by_window and self.epoch:
             # No more than a guard: where places are what is limited, rates must not be.
             self.requests.set(max(START, FLOAT * self.usage.requests))
-        if not self._behind and self.usage.refused:
+        if not self._behind and (self.usage.refused or self.noise.share):
             self._judge(now, seen.pause)
 
     def dealt(self, name: str) -> int:
@@ -141,7 +143,9 @@ class Limits:
         few = not shut and (ripe < EVIDENCE or not usage.all_heard)
         if young and few and age < FRESH / 2 + self._refusal_delay:
             return
-        share = refused / ripe
+        if not shut and self._noisy(refused, ripe, now):
+            return
+        share = max(0.0, refused / ripe - self.noise.share) / (1 - self.noise.share)
         # Where few tries speak, the share they make certain.
         share = min(0.5, max(0.0, share - math.sqrt(share * (1 - share) / ripe)))
         self._close(shut, now)
@@ -155,6 +159,36 @@ class Limits:
         self._pace = min(SLOWEST, max(1.0, REQUESTS_A_PROBE / max(usage.requests, LEAST_RATE), cost))
         self._begin()
         self._behind = set(usage.processes)
+
+    def _noisy(self, refused: int, ripe: float, now: float) -> bool:
+        """Whether a cut would be of no use: what is refused is refused whatever is asked."""
+        noise, asked, grown = self.noise, self.usage.requests, self._grown
+        if ripe and not noise.explains(refused, ripe, asked):
+            if not noise.cut(refused, ripe, asked, grown, now):
+                return False
+            self._return()
+        elif ripe < EVIDENCE or self.usage.age < FRESH:
+            return True
+        else:
+            noise.heard(refused, ripe, asked, grown)
+        self.usage.begin()
+        return True
+
+    def _return(self) -> None:
+        """Take back the cuts that were of no use, so far as they are known to have been."""
+        self._pace = 1.0
+        back = self.noise.least * max(self.usage.age, FRESH) / max(self.usage.granted, 1)
+        if back > 1:
+            for limit in (self.requests, self.tokens, self.window):
+                if limit.anchor < INF:
+                    limit.set(back * limit.limit)
+
+    @property
+    def _grown(self) -> bool:
+        """Whether more is allowed than was known to be admitted."""
+        if self._by_window:
+            return int(self.window.limit) > int(self.window.anchor)
+        return any(rate.anchor < rate.limit < INF for rate in (self.requests, self.tokens))
 
     def _close(self, shut: bool, now: float) -> None:
         """An endpoint that admits nothing is left alone for a while, and then longer."""
@@ -176,7 +210,7 @@ class Limits:
 
     def _rates(self) -> list[tuple[Dimension, float, float]]:
         """Each rate with what of it is used, and what was admitted in this epoch."""
-        requests, tokens = self.usage.admitted()
+        requests, tokens = (admitted / (1 - self.noise.share) for admitted in self.usage.admitted())
         return [(self.requests, self.usage.requests, requests), (self.tokens, self.usage.tokens, tokens)]
 
     def _cut_rates(self, share: float, young: bool) -> None:

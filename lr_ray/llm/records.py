@@ -1,6 +1,8 @@
 """What the ledger's folder holds, and how a prompt's records are found in it without reading all of it.
 
-    calls/SEGMENT.jsonl                        records, one a line; one writer each
+    calls/SEGMENT.jsonl                        records, one a line; one writer each. Of a segment merged from
+                                               others the first line says which: where one of these is still
+                                               there, its records are there twice
     calls/index/SEGMENT.START-END.COUNT.idx    where the records in bytes START to END of a segment lie
 
 An index part is derived: it may be deleted at any time, and whoever needs it makes it again. It holds
@@ -25,6 +27,8 @@ from lr_ray.store import Store
 FOLDER = "calls"
 INDEX = "calls/index"
 SUFFIX = ".jsonl"
+MERGED = "merged"  # key of the first line of a segment that was merged: the names of its sources
+MERGED_SUFFIX = f"-merged{SUFFIX}"
 PART_RECORDS = 32_768
 PART_BYTES = 32 << 20
 FENCE = 512  # entries between two prompts of a part that are read when it is opened
@@ -65,6 +69,25 @@ def parse(line: bytes) -> Record | None:
         return None
     whole = isinstance(record, dict) and record.keys() == Record.__annotations__.keys()
     return cast(Record, record) if whole else None
+
+
+def sources(line: bytes) -> set[str]:
+    """The segments whose records a merged one holds, by its first line; none where that is a record."""
+    try:
+        first = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return set()
+    return set(first[MERGED]) if isinstance(first, dict) and first.keys() == {MERGED} else set()
+
+
+def merged_away(store: Store) -> set[str]:
+    """Segments whose records stand in another too: its writer died before it removed them."""
+    segments = store.files(FOLDER, SUFFIX)
+    found: set[str] = set()
+    for name in segments:
+        if name.endswith(MERGED_SUFFIX):
+            found |= sources(next(lines(store, name), b""))
+    return found & set(segments)
 
 
 def prompt_hash(prompt_id: str) -> int:

@@ -8,7 +8,6 @@ from lr_ray.llm import told
 from lr_ray.llm.lease import INF, Lease, Seen
 
 SLACK = 0.1  # seconds of its rate that a late process may catch up on
-CATCH_UP = 1.0  # after a pause; an endpoint that says when to come back has as much ready by then
 FAILURES = 5  # in a row, and a replica is set aside
 SLOWER = 4.0  # times the quickest replica's time to answer, and it is set aside too
 SAMPLES = 20  # answers before a replica can be called slow
@@ -123,9 +122,6 @@ class Lane:
     def pause(self, wait: float, now: float) -> None:
         """No call begins for `wait` seconds."""
         self.paused_until = max(self.paused_until, now + wait)
-        caught_up = self.paused_until - min(wait, CATCH_UP)
-        self._next_request = max(self._next_request, caught_up)
-        self._next_tokens = max(self._next_tokens, caught_up)
 
     def take(self, hungry: float, now: float) -> Seen:
         """What was seen since the last time; calls had to wait in `hungry` seconds of it."""
@@ -145,8 +141,8 @@ class Lane:
         soonest = 1 / lease.requests
         if math.isfinite(soonest) and self._next_request - now > soonest:
             self._next_request = now + soonest
-        if self.lease.tokens != lease.tokens and self._next_tokens > now:
-            # A debt in tokens stays one in tokens, not in seconds.
+        if self._next_tokens > now and math.isfinite(self.lease.tokens):
+            # A debt in tokens stays one in tokens, not in seconds; without a limit there is none.
             self._next_tokens = now + (self._next_tokens - now) * self.lease.tokens / lease.tokens
         self.lease, self.braked_until = lease, -INF
         if lease.pause > 0:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 A = TypeVar("A", bound=BaseModel)
 
+MOST_TOKENS = 10**9  # of one call; a reply that claims more says nothing
 FAILURES_SHOWN = 200  # characters of a validation message
 
 
@@ -27,13 +28,13 @@ def read(reply: dict[str, Any], answer: type[A]) -> A:
     Raises:
         Bad: there is none.
     """
-    if reply["finish_reason"] == "length":
+    if reply.get("finish_reason") == "length":
         raise Bad("cut", "the reply was cut off at its longest")
-    if reply["refusal"] or reply["finish_reason"] == "content_filter":
+    if reply.get("refusal") or reply.get("finish_reason") == "content_filter":
         raise Bad(
-            "refused", "the judge refused" if reply["refusal"] else "a content filter stopped the judge"
+            "refused", "the judge refused" if reply.get("refusal") else "a content filter stopped the judge"
         )
-    text = (reply["content"] or "").strip()
+    text = (reply.get("content") or "").strip()
     if not text:
         raise Bad("invalid", "the reply was empty")
     try:
@@ -68,12 +69,14 @@ def slim(reply: dict[str, Any]) -> dict[str, Any]:
     """What of an endpoint's reply is kept: the answer, how it ended, what it cost; all valid UTF-8."""
     usage = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
     details = usage.get("prompt_tokens_details")
+    prompt = _tokens(usage.get("prompt_tokens"))
+    cached = _tokens(details.get("cached_tokens") if isinstance(details, dict) else 0)
     tokens = {
-        "prompt_tokens": _tokens(usage.get("prompt_tokens")),
-        "cached_tokens": _tokens(details.get("cached_tokens") if isinstance(details, dict) else 0),
+        "prompt_tokens": prompt,
+        "cached_tokens": min(cached, prompt),  # are part of them, or money would become negative
         "completion_tokens": _tokens(usage.get("completion_tokens")),
     }
-    if "data" in reply:
+    if "data" in reply and "choices" not in reply:
         return tokens | {"vectors": _vectors(reply["data"])}
     choices = reply.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
@@ -84,7 +87,7 @@ def slim(reply: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tokens(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+    return value if type(value) is int and 0 <= value <= MOST_TOKENS else 0
 
 
 def _vectors(data: Any) -> list[str] | None:

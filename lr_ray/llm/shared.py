@@ -11,11 +11,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+from lr_ray import metrics
 from lr_ray.config import Config, Judge
 from lr_ray.llm.bureau import Bureau
 from lr_ray.llm.governor import Governor
 from lr_ray.llm.lease import INF, Reply, Report
 from lr_ray.llm.spending import Spending
+
+SHOW_EVERY = 1.0  # seconds
 
 Ask = Callable[[Report], Awaitable[Reply]]
 
@@ -23,9 +26,9 @@ _kept: dict[str, Any] = {}  # a named actor lives as long as somebody holds its 
 
 
 class Keeper:
-    """The actor: a bureau with a clock."""
+    """The actor: a bureau with a clock, which shows limits and their use as metrics of `run`."""
 
-    def __init__(self, judge: Judge, already: float) -> None:
+    def __init__(self, judge: Judge, already: float, run: str = "") -> None:
         spending = Spending(judge.budget, already, judge.max_error_rate)
         self._bureau = Bureau(
             judge.concurrency,
@@ -34,10 +37,47 @@ class Keeper:
             tokens=a_second(judge.tokens_per_minute),
             spending=spending,
         )
+        self._exporter, self._shown_at = metrics.Exporter(run), 0.0
 
     def report(self, name: str, report: Report) -> Reply:
-        """See `Bureau.report`."""
-        return self._bureau.report(name, report, time.monotonic())
+        """See `Bureau.report`; `name` begins with the id of the process's node.
+
+        Raises:
+            RuntimeError: the cluster has given that node up.
+        """
+        now = time.monotonic()
+        if not self._bureau.knows(name, now):
+            _refuse_the_dead(name)
+        reply = self._bureau.report(name, report, now)
+        if now - self._shown_at >= SHOW_EVERY:
+            self._shown_at = now
+            self._exporter.put(shown(self._bureau))
+        return reply
+
+
+def _refuse_the_dead(name: str) -> None:
+    """A host that was cut off and given up comes back with its actors, whose rows others have by now.
+
+    Until its Ray notices and ends, such an actor would pay for those rows a second time.
+    """
+    import ray
+
+    node = name.partition("-")[0]
+    if not any(one["NodeID"] == node and one["Alive"] for one in ray.nodes()):
+        raise RuntimeError("the cluster has given this node up")
+
+
+def shown(bureau: Bureau) -> dict[metrics.Key, float]:
+    """Limits and their use as gauges; where no limit is known it is infinite, and not shown."""
+    found: dict[metrics.Key, float] = {}
+    for i, limits in enumerate(bureau.limits):
+        for what in ("requests", "tokens"):
+            found["lr_limit", str(i), f"{what} a second"] = getattr(limits, what).limit
+            found["lr_use", str(i), f"{what} a second"] = getattr(limits.usage, what)
+        found["lr_limit", str(i), "in flight"] = limits.window.limit
+        found["lr_use", str(i), "in flight"] = limits.usage.in_flight
+    left = bureau.spending.remaining if bureau.spending else None
+    return found if left is None else {**found, ("lr_budget_left",): left}
 
 
 def keeper(config: Config, already: float = 0.0) -> Any:
@@ -46,7 +86,8 @@ def keeper(config: Config, already: float = 0.0) -> Any:
 
     name = f"lr-ray-governor-{hashlib.sha256(config.run_dir.encode()).hexdigest()[:16]}"
     options = {"name": name, "get_if_exists": True, "num_cpus": 0, "max_restarts": -1}
-    _kept[name] = ray.remote(Keeper).options(**options).remote(config.judge, already)
+    run = metrics.run_label(config.run_dir)
+    _kept[name] = ray.remote(Keeper).options(**options).remote(config.judge, already, run)
     return _kept[name]
 
 
@@ -80,13 +121,16 @@ def governor(judge: Judge, remote: bool) -> Governor:
 
 def asking(handle: Any) -> Ask:
     """How this process reports to the keeper: what `Governor.beats` wants."""
-    from ray.exceptions import RayError
+    import ray
+    from ray.exceptions import RayError, RayTaskError
 
-    name = uuid.uuid4().hex
+    name = f"{ray.get_runtime_context().get_node_id()}-{uuid.uuid4().hex}"
 
     async def ask(report: Report) -> Reply:
         try:
             return await handle.report.remote(name, report)
+        except RayTaskError:
+            raise  # its own failure, which it would have again
         except RayError as error:
             raise ConnectionError("the keeper of the limits is not there") from error
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow.fs as pafs
 
 from lr_ray.config import Prices
-from lr_ray.llm.records import FOLDER, SUFFIX, lines, parse
+from lr_ray.llm.records import FOLDER, SUFFIX, lines, merged_away, parse
 from lr_ray.meter import cost
 from lr_ray.store import Store
 
@@ -32,7 +32,10 @@ def by_kind(store: Store, prompts: set[str] | None = None) -> dict[str, Used]:
     Answers taken over from another run are calls without tokens.
     """
     used: dict[str, Used] = {}
+    twice = merged_away(store)
     for segment in store.files(FOLDER, SUFFIX):
+        if segment in twice:
+            continue
         for line in lines(store, segment):
             record = parse(line)
             if record is None or (prompts is not None and record["prompt_id"] not in prompts):

@@ -85,8 +85,8 @@ class Checkpoints:
     def latest(self) -> dict[str, Any] | None:
         """What the marker of the newest whole checkpoint says, with `tag`; None when there is none."""
         for tag in reversed(self._tags()):
-            marker = self._marker(tag)
-            if marker is not None and self._sizes(tag, marker["files"]) == marker["files"]:
+            marker = self._whole(tag)
+            if marker is not None:
                 return {**marker, "tag": tag}
         return None
 
@@ -128,9 +128,11 @@ class Checkpoints:
             files.update(json.loads(found))
         return files
 
-    def _marker(self, tag: str) -> dict[str, Any] | None:
+    def _whole(self, tag: str) -> dict[str, Any] | None:
+        """What the marker of a checkpoint says; None where it has none, or has lost files or bytes since."""
         found = self._store.read(FOLDER, tag, MARKER)
-        return None if found is None else json.loads(found)
+        marker = None if found is None else json.loads(found)
+        return marker if marker and self._sizes(tag, marker["files"]) == marker["files"] else None
 
     def _sizes(self, tag: str, names: dict[str, int]) -> dict[str, int | None]:
         paths = [self._store.path(FOLDER, tag, name) for name in names]
@@ -144,11 +146,11 @@ class Checkpoints:
     def _prune(self, newest: str) -> None:
         """Keep the last whole checkpoints, and what this attempt may be writing by now after `newest`."""
         tags = self._tags()
-        whole = [tag for tag in tags if self._store.exists(FOLDER, tag, MARKER)]
+        whole = [tag for tag in tags if self._whole(tag) is not None]
         for tag in tags:
             coming = tag > newest and tag.endswith(self._attempt)
             if tag not in whole[-_KEEP:] and not coming:
-                if tag in whole:
+                if self._store.exists(FOLDER, tag, MARKER):
                     self._store.fs.delete_file(self._store.path(FOLDER, tag, MARKER))
                 self._store.fs.delete_dir(self._store.path(FOLDER, tag))
 

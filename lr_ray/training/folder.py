@@ -87,11 +87,22 @@ def save(model: Any, weights: dict[str, torch.Tensor], start: str, store: Store)
             # Transformers refuses to save some generation configs it loads; ours goes over as a file.
             model.generation_config = GenerationConfig()
         model.config.dtype = dtype
-        state = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in weights.items()}
-        model.save_pretrained(target, state_dict=state)
+        model.save_pretrained(target, state_dict=_converted(weights, dtype))
         for path in kept:
             if path.is_file():
                 shutil.copy2(path, target / path.name)
+
+
+def _converted(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Weights on the CPU in `dtype`; what is tied stays one tensor, so that it is written once."""
+    made: dict[Any, torch.Tensor] = {}
+    state = {}
+    for name, tensor in weights.items():
+        place = tensor.data_ptr(), tensor.shape, tensor.stride()
+        if place not in made:
+            made[place] = tensor.to("cpu", dtype).contiguous()
+        state[name] = made[place]
+    return state
 
 
 def read_config(folder: str) -> dict[str, Any]:

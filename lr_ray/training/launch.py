@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lr_ray.config import Config
+from lr_ray.config import Config, Training
 from lr_ray.store import Store
 
 # Imports alone take long on a small machine; Ray's 60 seconds end a start that is merely slow.
@@ -49,7 +49,7 @@ def train(config: Config, store: Store, tally: Any = None) -> dict[str, Any]:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
-    from lr_ray.training import scoring, worker
+    from lr_ray.training import network, scoring, worker
     from lr_ray.training.checkpoint import Checkpoints
 
     training = config.training
@@ -63,7 +63,7 @@ def train(config: Config, store: Store, tally: Any = None) -> dict[str, Any]:
     trainer = TorchTrainer(
         entry,
         train_loop_config={"config": config.model_dump(mode="json"), "url": url, "tally": tally},
-        torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl") if training.use_gpu else network.Gloo(),
         scaling_config=ScalingConfig(
             num_workers=training.num_workers, use_gpu=training.use_gpu, resources_per_worker=resources
         ),
@@ -108,9 +108,24 @@ def check(config: Config) -> Config:
         model = str(Path(model).expanduser().resolve())
         folder.limit(model, training.max_length)
         Encoder(model)
+        _computes(model, training)
     mix = training.mix and training.mix.model_copy(update={"data": _absolute(training.mix.data)})
     changed = training.model_copy(update={"model": model, "data": _absolute(training.data), "mix": mix})
     return config.model_copy(update={"training": changed})
+
+
+def _computes(model: str, training: Training) -> None:
+    """Refuse what every worker would refuse, once all the judge's answers are paid."""
+    from transformers import AutoConfig
+
+    from lr_ray.training import logps, sequence
+
+    shape = AutoConfig.from_pretrained(model)
+    logps.refuse(shape)
+    together = training.sequence_parallel_size
+    refusal = sequence.unsupported(shape, together) if together > 1 else None
+    if refusal:
+        raise ValueError(refusal)
 
 
 def _absolute(urls: list[str]) -> list[str]:

@@ -4,7 +4,7 @@ A vocabulary is a hundred times wider than a hidden state: only hidden states th
 token reach the head, and many of them go in chunks whose logits are recomputed in the backward pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -57,12 +57,22 @@ def pair_logps(
     window = getattr(causal.config, "max_position_embeddings", None)
     if window is not None and longest > window:
         raise ValueError(f"{longest} tokens do not fit into the model's window of {window}")
-    reason = shared_prefix.unsupported(model, longest)
+    reason = shared_prefix.enable(model, longest)
     if reason:
         raise ValueError(reason)
-    shared_prefix.prepare(model)
     logps = Policy(model)(shared_prefix.stream([pair]).to(causal.device))
     return logps[: len(chosen)], logps[len(chosen) :]
+
+
+def refuse(config: Any) -> None:
+    """Refuse a model whose config changes its logits in a way this module would miss.
+
+    Raises:
+        ValueError: which way.
+    """
+    for name, neutral in _LOGIT_TWEAKS.items():
+        if getattr(config, name, None) not in (None, neutral):
+            raise ValueError(f"model type {config.model_type}: {name} is not supported in training")
 
 
 class Policy(nn.Module):
@@ -74,10 +84,8 @@ class Policy(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        config: Any = model.config
-        for name, neutral in _LOGIT_TWEAKS.items():
-            if getattr(config, name, None) not in (None, neutral):
-                raise ValueError(f"model type {config.model_type}: {name} is not supported in training")
+        refuse(model.config)
+        _chunked(model)
         self.model = model
 
     def forward(self, batch: "Padded | shared_prefix.Stream") -> torch.Tensor:
@@ -100,23 +108,38 @@ def head_logps(model: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> 
 
     Many of them go in chunks, whose logits live one chunk at a time in the backward pass as well.
     """
+    return _chunked(model)(hidden, labels)
+
+
+def _chunked(model: nn.Module) -> nn.Module:
+    """The head of `model`, whose forward gives log-probs in chunks where it gets labels as well.
+
+    All chunks are one call of the module: ZeRO-3 gathers a module's weights with all ranks at every call,
+    and ranks with more wanted tokens than others have more chunks.
+    """
     causal: Any = model
-    size = max(1, _CHUNK_LOGITS // causal.config.vocab_size)
-    recompute = torch.is_grad_enabled() and len(labels) > size
-
-    def chunk(part: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        return (
-            checkpoint(_head, model, part, wanted, use_reentrant=False)
-            if recompute
-            else _head(model, part, wanted)
-        )
-
-    return torch.cat([chunk(*both) for both in zip(hidden.split(size), labels.split(size), strict=True)])
+    head = causal.get_output_embeddings()
+    if not isinstance(head.forward, _Chunked):
+        head.forward = _Chunked(head.forward, causal.config.vocab_size)
+        head._z3_leaf = True  # to DeepSpeed: gather what lies below with it (an adapter), in one go
+    return head
 
 
-def _head(model: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    causal: Any = model
-    logits = causal.get_output_embeddings()(hidden)
-    if logits.dtype not in (torch.float32, torch.float64):
-        logits = logits.float()
-    return -functional.cross_entropy(logits, labels, reduction="none")
+class _Chunked:
+    def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor], vocabulary: int) -> None:
+        self._forward, self._vocabulary = forward, vocabulary
+
+    def __call__(self, hidden: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        if labels is None:
+            return self._forward(hidden)
+        size = max(1, _CHUNK_LOGITS // self._vocabulary)
+        parts = zip(hidden.split(size), labels.split(size), strict=True)
+        if torch.is_grad_enabled() and len(labels) > size:
+            return torch.cat([checkpoint(self._logps, *part, use_reentrant=False) for part in parts])
+        return torch.cat([self._logps(*part) for part in parts])
+
+    def _logps(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        logits = self._forward(hidden)
+        if logits.dtype not in (torch.float32, torch.float64):
+            logits = logits.float()
+        return -functional.cross_entropy(logits, labels, reduction="none")

@@ -16,20 +16,30 @@ from lr_ray.training import folder
 
 ADAPTER = "adapter"
 _LAST = "adapter_config.json"  # written last, as folder.MARKER
+# The base is the reference, and an export is the base with the adapter's own layers.
+_BASE_CHANGING = ("bias", "layer_replication", "trainable_token_indices")
+_BASE_CHANGING_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def settings(options: dict[str, Any]) -> peft.LoraConfig:
     """peft's config from options under its own names; all linear layers where none are named.
 
     Raises:
-        ValueError: an option peft does not know, or that it refuses.
+        ValueError: an option peft does not know, that it refuses, or that changes the base.
     """
     given: dict[str, Any] = {"target_modules": "all-linear", "task_type": "CAUSAL_LM", **options}
-    made: Any = peft.LoraConfig
+    config: Any = peft.LoraConfig
     try:
-        return made(**given)
+        made = config(**given)
     except (TypeError, ValueError) as error:
         raise ValueError(f"training.lora: {' '.join(str(error).split())}") from error
+    for name in _BASE_CHANGING:
+        if getattr(made, name, None) not in (None, "none"):
+            raise ValueError(f"training.lora.{name}: what is trained beside the adapter's layers gets lost")
+    start = made.init_lora_weights
+    if isinstance(start, str) and start.startswith(_BASE_CHANGING_STARTS):
+        raise ValueError(f"training.lora.init_lora_weights {start}: it changes the base, the reference")
+    return made
 
 
 def wrap(model: nn.Module, options: dict[str, Any]) -> Any:

@@ -55,26 +55,37 @@ def step(
     # Mixed precision keeps float32 weights beside Adam's two moments (ZeRO, arXiv 1910.02054, sec. 3.1).
     states = (12 if bf16 else 8) * trained / (workers if stage >= 1 else 1)
     offloaded = zero.get("offload_optimizer", {}).get("device") == "cpu"
-    saved = activations(
-        config, tokens / training.sequence_parallel_size, size, training.gradient_checkpointing
+    tokens_here = tokens / training.sequence_parallel_size
+    kept, working = activations(
+        config, tokens_here, size, training.gradient_checkpointing, training.tiled_mlp
     )
     return Memory(
         weights=size * parameters / (workers if stage >= 3 else 1),
         gradients=size * trained / (workers if stage >= 2 else 1),
         optimizer=0 if offloaded else states,
-        activations=0 if training.offload_activations else saved,
+        activations=working + (0 if training.offload_activations else kept),
         logits=logits(config, targets, size),
-        host=offloaded * states + training.offload_activations * saved,
+        host=offloaded * states + training.offload_activations * kept,
     )
 
 
-def activations(config: dict[str, Any], tokens: float, size: int, checkpointing: bool) -> float:
-    """Bytes at the peak of a backward pass over a stream of `tokens`; weights of `size` bytes."""
-    one = layer(config, size)
+def activations(
+    config: dict[str, Any], tokens: float, size: int, checkpointing: bool, tile: int | None = None
+) -> tuple[float, float]:
+    """Bytes over a stream of `tokens`, weights of `size` bytes, MLPs in tiles of `tile` rows.
+
+    Returns:
+        what the forward pass keeps, which may lie on the host; and what comes on top at the peak of the
+        backward pass, which may not.
+    """
     layers, hidden = config["num_hidden_layers"], config["hidden_size"]
-    # Each layer's input, and one layer's insides while it is computed again; else all layers' insides.
-    saved = layers * hidden * size + one if checkpointing else layers * one
-    return tokens * (saved + GRADIENTS * one)
+    mlp = 4 * config["intermediate_size"] * size
+    rest = tokens * (layer(config, size) - mlp)
+    one = rest + mlp * min(tile or tokens, tokens)
+    if checkpointing:
+        # Each layer's input; and one layer's insides, computed again.
+        return tokens * layers * hidden * size, one + GRADIENTS * one
+    return layers * (rest if tile else one), GRADIENTS * one + (one - rest if tile else 0)
 
 
 def layer(config: dict[str, Any], size: int) -> float:

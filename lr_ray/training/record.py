@@ -6,7 +6,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from lr_ray import metrics as exported
 from lr_ray.config import Training
+from lr_ray.journal import SILENT, Journal
 from lr_ray.store import Store
 from lr_ray.training.checkpoint import upload
 
@@ -20,10 +22,18 @@ class Record:
     Made on rank 0 only. `tally` is the run's counting actor, or None.
     """
 
-    def __init__(self, store: Store, training: Training, first: int, total: int, tally: Any) -> None:
+    def __init__(
+        self,
+        store: Store,
+        training: Training,
+        first: int,
+        total: int,
+        tally: Any,
+        journal: Journal = SILENT,
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._store, self._tally = store, tally
+        self._store, self._tally, self._journal = store, tally, journal
         lines = [json.loads(line) for line in (store.read(_LINES) or b"").splitlines()]
         self._lines = [line for line in lines if line["step"] <= first]
         self._tokens = self._lines[-1]["num_tokens"] if self._lines else 0
@@ -37,6 +47,7 @@ class Record:
         self._flushing, self._closing = threading.Lock(), threading.Event()
         self._flusher = threading.Thread(target=self._keep_flushing, daemon=True)
         self._flusher.start()
+        journal.info("training", after_step=first, planned=total)
         if tally is not None:
             tally.put.remote({"train_steps": first, "train_total": total, "train_tokens": self._tokens})
 
@@ -63,6 +74,8 @@ class Record:
             self._wandb.log({f"train/{name}": value for name, value in line.items()}, step=number)
         if self._tally is not None:
             self._tally.add.remote({"train_steps": 1, "train_tokens": tokens})
+            self._tally.put.remote({(exported.TRAINING, name): value for name, value in metrics.items()})
+        self._journal.info("step", **line)
 
     def flush(self) -> None:
         """Make everything so far durable. Any thread may call it."""

@@ -10,10 +10,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.graph import save_on_cpu
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 PROJECTIONS = ("gate_proj", "gate_up_proj", "up_proj")  # what tells an MLP of a decoder layer
+
+
+def recompute(model: nn.Module) -> None:
+    """Keep each layer's input only and compute the layer again in the backward pass."""
+    causal: Any = model
+    # The second name is that of transformers before 5.2x, which GPU machines may carry.
+    enable = getattr(causal, "activation_checkpointing_enable", None) or causal.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def tile(model: nn.Module, rows: int) -> None:
@@ -28,11 +36,28 @@ def tile(model: nn.Module, rows: int) -> None:
         raise ValueError(f"training.tiled_mlp: model type {kind} has no MLP to cut into tiles")
     for mlp in mlps:
         mlp.forward = _Tiled(mlp.forward, rows)  # type: ignore[method-assign]
+        # ZeRO-3 gathers weights with all ranks at every call of a module, and ranks with longer rows have
+        # more tiles: to DeepSpeed the whole MLP is to be gathered at once.
+        mlp._z3_leaf = True  # type: ignore[assignment]
 
 
 def offload(wanted: bool, device: str) -> AbstractContextManager[Any]:
     """Within, what a forward pass saves goes to the host, and comes back as the backward pass asks for it."""
-    return save_on_cpu(pin_memory=device.startswith("cuda")) if wanted else nullcontext()
+    if not wanted:
+        return nullcontext()
+    pinned = device.startswith("cuda")
+
+    def pack(tensor: torch.Tensor) -> Any:
+        # Weights are on the device anyway; torch's `save_on_cpu` would copy those of every layer.
+        if isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter):
+            return tensor
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pinned)
+        return tensor.device, host.copy_(tensor)
+
+    def unpack(packed: Any) -> torch.Tensor:
+        return packed if isinstance(packed, torch.Tensor) else packed[1].to(packed[0], non_blocking=pinned)
+
+    return saved_tensors_hooks(pack, unpack)
 
 
 def _is_mlp(module: nn.Module) -> bool:

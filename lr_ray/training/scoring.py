@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from lr_ray import data
 from lr_ray.config import Config, Training
-from lr_ray.placement import Need, require
+from lr_ray.placement import DATA_TASKS, Need, require
 from lr_ray.store import Store
 from lr_ray.training import source
 
@@ -51,7 +51,7 @@ def score(config: Config, store: Store, tally: Any = None) -> int:
     training = config.training
     count = actors(training)
     each = {"CPU": training.num_cpus, "GPU": float(training.use_gpu), **training.resources}
-    (count,) = require([Need("the reference", count, each)], config.wait_for_nodes)
+    count, _ = require([Need("the reference", count, each), DATA_TASKS], config.wait_for_nodes)
     share: dict[str, Any] = {
         "num_cpus": training.num_cpus,
         "num_gpus": int(training.use_gpu),
@@ -91,7 +91,10 @@ def actors(training: Training) -> int:
     """How many actors score; 0: the training workers do it, as with LoRA, whose base is the reference."""
     if training.lora is not None:
         return 0
-    return training.num_workers if training.reference_actors is None else training.reference_actors
+    if training.reference_actors is not None:
+        return training.reference_actors
+    # What workers compute together is too long for one of them, and so for an actor.
+    return 0 if training.sequence_parallel_size > 1 else training.num_workers
 
 
 def _quiet() -> None:
@@ -195,8 +198,6 @@ class Scorer:
                 torch.set_num_threads(max(1, cores // actors(self._training)))
             dtype = torch.bfloat16 if self._reference.precision == "bf16" else torch.float32
             model = folder.load(self._reference.folder, dtype).to(self._device).eval()
-            shared = shared_prefix.unsupported(model, self._reference.limit) is None
-            if shared:
-                shared_prefix.prepare(model)
+            shared = shared_prefix.enable(model, self._reference.limit) is None
             self._loaded = Policy(model), Dpo(self._training, shared=shared)
         return self._loaded

@@ -134,6 +134,8 @@ def _register(model: nn.Module, group: distributed.ProcessGroup) -> None:
     from deepspeed import comm
     from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 
+    from lr_ray.training import zero
+
     causal: Any = model
     config = causal.config
     ranks = distributed.get_world_size(group)
@@ -141,6 +143,7 @@ def _register(model: nn.Module, group: distributed.ProcessGroup) -> None:
     if refusal:
         raise ValueError(refusal)
     if not comm.is_initialized():
+        zero.spare_compiler()
         comm.init_distributed(dist_backend=distributed.get_backend(), dist_init_required=False)
     attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS[shared_prefix.NAME]
     heads = config.num_attention_heads

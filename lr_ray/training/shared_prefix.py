@@ -116,6 +116,14 @@ def unsupported(model: nn.Module, longest: int) -> str | None:
     return reason if reason or known else _probe(model)
 
 
+def enable(model: nn.Module, longest: int) -> str | None:
+    """Prepare `model` for streams of pairs whose longest sequence has `longest` tokens, or say why not."""
+    reason = unsupported(model, longest)
+    if reason is None:
+        prepare(model)
+    return reason
+
+
 def hidden_states(model: nn.Module, batch: Stream, *, narrow: bool = True) -> torch.Tensor:
     """Hidden states [targets, hidden] that predict the batch's labels; `prepare` must have seen the model.
 

@@ -176,5 +176,4 @@ def ready(model: nn.Module, training: "Training") -> None:
     if training.tiled_mlp:
         savings.tile(model, training.tiled_mlp)
     if training.gradient_checkpointing:
-        checkpointing: Any = model
-        checkpointing.activation_checkpointing_enable({"use_reentrant": False})
+        savings.recompute(model)

@@ -7,6 +7,7 @@ returned as a sentence, so that Ray does not start the group again to make it on
 import dataclasses
 import functools
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from lr_ray import journal
 from lr_ray.config import Config, Training
 from lr_ray.store import Store
 from lr_ray.training import folder, lora, reference, sequence, shared_prefix, source, zero
@@ -57,7 +59,7 @@ class Worker:
     """One rank of a training. The process group must be up."""
 
     def __init__(self, config: Config, store: Store) -> None:
-        self.training, self.store = config.training, store
+        self.training, self.store, self.journal = config.training, store, journal.of(config)
         self.rank, self.workers = distributed.get_rank(), distributed.get_world_size()
         # Workers that compute a batch together have the same examples.
         together = config.training.sequence_parallel_size
@@ -74,25 +76,30 @@ class Worker:
         model = folder.load(self.start, torch.bfloat16 if self.precision == "bf16" else torch.float32)
         self.objective = self._objective(model)
         if self.training.lora is not None:
+            torch.manual_seed(self.training.seed)  # the adapter's start is random
             model = lora.wrap(model, self.training.lora)
         ready(model, self.training)
         self.model = model
         policy, bf16 = self._policy(model), self.precision == "bf16"
         self.engine = zero.ZeroEngine(policy, self.training, bf16=bf16, device=self.device)
         print_of = self._fingerprint()
-        self.scores: Scores = self._reference(print_of) if self.training.method == "dpo" else {}
+        self.scores: Scores = {}
+        if self.training.method == "dpo":
+            self.scores = self._reference(print_of)
+            self._numbers()
         left_out = len(self.data) - len(self.kept)
         steps = self._steps(tally, print_of, left_out)
         weights = self.engine.weights()
-        if self.rank == 0:
-            assert weights is not None
-            if self.training.lora is not None:
-                lora.export(self.start, self.training.lora, weights, self.store)
-            else:
-                folder.save(model, weights, self.start, self.store)
-        distributed.barrier()
+        self._agree(lambda: self._export(weights))
         done = {"steps": steps, "rows": len(self.kept), "rows_left_out": left_out}
         return {**done, "unshared": self.unshared} if self.unshared else done
+
+    def _export(self, weights: dict[str, torch.Tensor] | None) -> None:
+        assert weights is not None
+        if self.training.lora is not None:
+            lora.export(self.start, self.training.lora, weights, self.store)
+        else:
+            folder.save(self.model, weights, self.start, self.store)
 
     def _measure(self) -> list[Measure]:
         """Measures of the rows that fit, the same on every rank; each rank tokenises its share."""
@@ -136,11 +143,8 @@ class Worker:
 
     def _objective(self, model: Any) -> Objective:
         """What is learned, as streams where the model takes them, else as padded rows."""
-        reason = shared_prefix.unsupported(model, max(one.longest for one in self.kept))
-        self.unshared = reason
-        if reason is None:
-            shared_prefix.prepare(model)
-        elif self.training.sequence_parallel_size > 1:
+        reason = self.unshared = shared_prefix.enable(model, max(one.longest for one in self.kept))
+        if reason is not None and self.training.sequence_parallel_size > 1:
             raise ValueError(f"training.sequence_parallel_size: {reason}")
         if self.training.method == "sft":
             return Sft(packed=reason is None)
@@ -154,9 +158,16 @@ class Worker:
         return self._agree(functools.partial(reference.fingerprint, self.start, self.precision))
 
     def _agree(self, make: Callable[[], Any]) -> Any:
-        """What `make` returns on rank 0, on every rank."""
-        found = [make() if self.rank == 0 else None]
+        """What `make` returns on rank 0, on every rank; all of them raise the ValueError that it raises."""
+        found: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                found[0] = make()
+            except ValueError as error:
+                found[1] = str(error)
         distributed.broadcast_object_list(found)
+        if found[1] is not None:
+            raise ValueError(found[1])
         return found[0]
 
     def _reference(self, fingerprint: str) -> Scores:
@@ -183,6 +194,14 @@ class Worker:
         distributed.barrier()
         return self._agree(cache.load)
 
+    def _numbers(self) -> None:
+        for one in self.kept:
+            if not all(map(math.isfinite, self.scores[one.key])):
+                raise ValueError(
+                    f"{self.data.name(one.row)}: the reference's log-probs are {self.scores[one.key]}: "
+                    f"{self.start} does not compute in {self.precision} what a model should"
+                )
+
     def _score(self, indices: Sequence[int]) -> Scores:
         items = [self.data[self.kept[index].row] for index in indices]
         pairs = reference.score(self.engine.policy, self.objective.layout(items).to(self.device))
@@ -196,7 +215,7 @@ class Worker:
         state = {"settings": settings, "data": digest(self.kept), "start": fingerprint}
         checkpoints = Checkpoints(self.store, self.rank, self.workers, self._agree(attempt))
         first = self._resume(checkpoints, state)
-        record = Record(self.store, training, first, total, tally) if self.rank == 0 else None
+        record = Record(self.store, training, first, total, tally, self.journal) if self.rank == 0 else None
         try:
             self._train(range(first + 1, total + 1), checkpoints, state, record, left_out)
         finally:

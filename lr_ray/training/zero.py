@@ -68,9 +68,27 @@ def settings(training: Training, *, bf16: bool) -> dict[str, Any]:
         # Offloaded states need DeepSpeed's own CPU Adam; elsewhere torch's needs no compiler.
         offloaded = "offload_optimizer" in user.get("zero_optimization", {})
         ours["optimizer"] = {"type": "AdamW", "params": {**parameters, "torch_adam": not offloaded}}
-    if "fp16" in user:
-        del ours["bf16"]
-    return {**ours, **user}
+    _precision_is_ours(training)
+    return {**ours, **user, "bf16": {**user.get("bf16", {}), **ours["bf16"]}}
+
+
+def _precision_is_ours(training: Training) -> None:
+    """Refuse a precision of DeepSpeed's that the reference would not be computed in."""
+    ours = {"bf16": True, "fp32": False, "auto": None}[training.precision]
+    for name, wanted in (("fp16", False), ("bf16", ours)):
+        given = training.deepspeed.get(name, {}).get("enabled", wanted)
+        if given != wanted:
+            raise ValueError(
+                f"training.deepspeed.{name}.enabled {given} contradicts training.precision, "
+                f"which is {training.precision}"
+            )
+
+
+def spare_compiler() -> None:
+    """Before DeepSpeed starts on a CPU: it would compile (for a minute) an all-reduce for inference alone."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def precision(training: Training) -> str:
@@ -86,8 +104,7 @@ class ZeroEngine:
     def __init__(self, policy: Policy, training: Training, *, bf16: bool, device: str) -> None:
         import deepspeed
 
-        # On CPU DeepSpeed would compile (for a minute) an all-reduce that only inference uses.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        spare_compiler()
         groups: Any = parameter_groups(policy.model, training.weight_decay)
         self._engine: Any = deepspeed.initialize(
             model=policy,
@@ -95,6 +112,12 @@ class ZeroEngine:
             config=settings(training, bf16=bf16),
             dist_init_required=False,
         )[0]
+        if bf16 and self._engine.zero_optimization_stage() == 0:
+            # It makes Adam's state with a step of zeros, which counts in Adam's correction of its bias.
+            whole: Any = self._engine.optimizer
+            for state in whole.optimizer.state.values():
+                if "step" in state:
+                    state["step"] = 0 * state["step"]
         self._states_of = self._engine.checkpoint_engine = _States()
         self._copies = HostCopies()
         self._workers = training.num_workers

@@ -1,0 +1,1 @@
+"""Several hosts on one machine: network namespaces, each with an address and a Ray of its own."""

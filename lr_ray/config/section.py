@@ -1,0 +1,84 @@
+"""What all sections of a config are, and the small ones."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Resources = dict[str, Annotated[float, Field(gt=0)]]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Data(Section):
+    prompts: list[str] = []
+    """Prompt files (jsonl or parquet): paths or globs, local or s3://, gs://, hf://datasets/…"""
+    candidates: list[str] = []
+    """Answers sampled elsewhere, to be judged: ours or the authors' format. Replaces sampling."""
+    prompt_template: str = "{context}\n\n{question}"
+    """The user message made of a prompt's context and question; not used for rows with `messages`."""
+
+    @model_validator(mode="after")
+    def _slots(self) -> Self:
+        for slot in ("{context}", "{question}"):
+            if self.prompt_template.count(slot) != 1:
+                raise ValueError(f"prompt_template must hold {slot} exactly once")
+        return self
+
+
+class Sampling(Section):
+    model: str = ""
+    """The policy: a Hugging Face model folder (or name) with a chat template."""
+    n: int = Field(10, ge=1)
+    """Candidates a prompt (paper: m = 10)."""
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature (paper: 1.0)."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling; 1.0 is off."""
+    max_tokens: int = Field(1024, ge=1)
+    """Longest candidate, in tokens."""
+    truncate: Literal["refuse", "middle"] = "refuse"
+    """A prompt over the model's window goes to `failed/` (refuse) or keeps its head and tail (middle)."""
+    actors: int = Field(1, ge=1)
+    """vLLM engines (data-parallel replicas)."""
+    num_cpus: float = Field(0.5, ge=0)
+    """Ray CPUs an engine takes."""
+    num_gpus: float = Field(0, ge=0)
+    """GPUs an engine takes; for tensor parallelism the engine places its own workers."""
+    resources: Resources = {}
+    """Resources of your own that an engine takes, as {lr_sampling: 1}: it runs where nodes declare them."""
+    rows_in_flight: int = Field(32, ge=1)
+    """Prompts an engine works on at once."""
+    engine: dict[str, Any] = {}
+    """vLLM engine arguments under their own names (dtype, max_model_len, tensor_parallel_size, …)."""
+    env: dict[str, str] = {}
+    """Environment of the engine's process, as VLLM_CPU_KVCACHE_SPACE."""
+
+
+class Pairs(Section):
+    min_candidates: int = Field(5, ge=2)
+    """Candidates with all weighted dimensions scored that a prompt needs (paper: 5)."""
+    margin: float = Field(0.0, ge=0)
+    """Least reward difference of best and worst; a tie never pairs (not published)."""
+    max_length_ratio: float | None = Field(None, gt=1)
+    """Longest over shortest answer of a pair, in characters; none: no limit (not published)."""
+
+
+class Evaluation(Section):
+    prompts: list[str] = []
+    """Held-out prompts; none: no evaluation."""
+    n: int = Field(1, ge=1)
+    """Answers a prompt and model."""
+    baseline: str | None = None
+    """The model before; none: sampling.model."""
+    model: str | None = None
+    """The model after; none: the run's own model."""
+
+
+class Log(Section):
+    level: Literal["debug", "info", "warning", "off"] = "info"
+    """Least that is logged, as JSON lines on the stderr of actors: debug has every call to the judge, info
+    every prompt and training step, warning what failed."""
+    text: bool = False
+    """Also what models wrote: candidates with their prompts, and with debug the judge's replies."""

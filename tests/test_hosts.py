@@ -1,0 +1,57 @@
+"""On several hosts: submission from another one, refused without the token; parts that die. The short form.
+
+`make test-hosts` strikes with every fault.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from jobs.chaos_hosts import Campaign, Job
+from jobs.hosts.cluster import Cluster
+from jobs.hosts.network import Unavailable
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def campaign() -> Iterator[Campaign]:
+    try:
+        with Cluster() as cluster:
+            cluster.start()
+            one = Campaign(cluster)
+            one.reference()
+            yield one
+    except Unavailable as error:
+        pytest.skip(f"NOT RUN: {error}")
+
+
+@pytest.mark.parametrize("fault", ["judge actor, kill -9", "raylet, kill -9", "driver, kill -9"])
+def test_a_fault_loses_nothing(campaign: Campaign, fault: str) -> None:
+    outcome = campaign.one(fault)
+    assert outcome.in_flight > 0
+    assert outcome.well, (outcome, (campaign.folder / "client.log").read_text()[-3000:])
+
+
+def test_nobody_submits_without_the_token(campaign: Campaign) -> None:
+    cluster = campaign.cluster
+    command = [sys.executable, "-m", "lr_ray.cli", "submit", str(campaign.judged.job.file)]
+    command += ["--address", cluster.dashboard]
+    stranger = cluster.popen("client", command, cluster.environment(token=False))
+    assert stranger.wait(120) == 2
+    said = (campaign.folder / "client.log").read_text().splitlines()[-1]
+    assert said.startswith(f"lr-ray: {cluster.dashboard} refuses us without the cluster's token")
+    # Nor does what has no token reach the head's other port.
+    join = [sys.executable, "-c", "import ray; ray.init()"]
+    environment = cluster.environment(token=False) | {"RAY_ADDRESS": f"{cluster.address['head']}:6379"}
+    assert cluster.popen("w1", join, environment).wait(120) != 0
+
+
+def test_a_job_ends_with_the_exit_code_of_its_verb(campaign: Campaign) -> None:
+    prompts = campaign.folder / "none.jsonl"
+    config = {"run_dir": str(campaign.folder / "wrong"), "data": {"candidates": [str(prompts)]}}
+    job = Job(campaign.cluster, "wrong", "judge", config | {"judge": {"model": "sim"}})
+    assert job.submit().wait(120) == 2
+    assert json.dumps(str(prompts)).strip('"') in (campaign.folder / "client.log").read_text()

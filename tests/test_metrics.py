@@ -1,0 +1,445 @@
+"""What a run shows outside: metrics (also through a real Ray, scraped over HTTP), dashboard, logs."""
+
+import asyncio
+import json
+import math
+import pickle
+import re
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lr_ray import journal, metrics, rows, simulated
+from lr_ray.config import DIMENSIONS, Config, Prices, Training
+from lr_ray.judge import core
+from lr_ray.judge.actor import JudgeActor
+from lr_ray.judge.answers import SCHEMAS, Rating
+from lr_ray.llm import client as clients
+from lr_ray.llm import replies
+from lr_ray.llm.bureau import Bureau
+from lr_ray.llm.lease import Report, Seen
+from lr_ray.llm.shared import shown
+from lr_ray.llm.spending import Report as Account
+from lr_ray.llm.spending import Spending
+from lr_ray.progress import Tally
+from lr_ray.store import Store
+from tests.endpoint import Endpoint, Script, chat, error, in_turn, serving
+from tests.sampled_row import sampled_row
+
+DASHBOARD = json.loads((Path(__file__).parents[1] / "cluster/dashboards/lr-ray.json").read_text())
+CONTEXT = "Mira keeps copper. Toben keeps salt. The mill stands near the river. " * 4
+KEY = "sk-live-0123456789abcdef"
+HOSTILE_ID = f"p\n\x1b[31m\x7f\u202e\u2028{KEY}"
+WORDS = "words of the judge"
+HOSTILE_REPLY = json.dumps({"analysis": f"{WORDS} \x1b[2J\n{KEY} Bearer abcdefgh123", "score": 5})
+
+
+def panels() -> list[dict[str, Any]]:
+    return [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+
+
+def exported(name: str) -> str:
+    """The name that Ray gives the metric."""
+    return f"ray_{name}_total" if metrics.METRICS[name].kind == "counter" else f"ray_{name}"
+
+
+def test_dashboard_and_table_name_the_same_metrics() -> None:
+    asked = {exported(name) for name in metrics.METRICS}
+    queries = " ".join(target["expr"] for panel in panels() for target in panel["targets"])
+    assert set(re.findall(r"ray_\w+", queries)) == asked
+    assert set(re.findall(r"ray_\w+", json.dumps(DASHBOARD["templating"]))) <= asked
+
+
+def test_queries_use_only_tags_and_values_that_exist() -> None:
+    tags = {"run", "datasource", *(tag for metric in metrics.METRICS.values() for tag in metric.tags)}
+    for panel in panels():
+        for target in panel["targets"]:
+            for name, matchers in re.findall(r"ray_(lr_\w+?)(?:_total)?\{([^}]*)\}", target["expr"]):
+                asked = dict(re.findall(r"(\w+)[!=]=?~?\"([^\"]*)\"", matchers))
+                assert asked.pop("run") == "$run"
+                assert asked.keys() <= set(metrics.METRICS[name].tags)
+                if "outcome" in asked and name == metrics.CALLS:
+                    assert set(asked["outcome"].split("|")) <= set(metrics.OUTCOMES)
+            for grouped in re.findall(r"by \(([^)]*)\)", target["expr"]):
+                assert set(grouped.split(", ")) <= tags
+
+
+def test_dashboard_can_be_imported_anywhere() -> None:
+    assert DASHBOARD["schemaVersion"] >= 38  # Grafana 10
+    assert [variable["name"] for variable in DASHBOARD["templating"]["list"]] == ["datasource", "run"]
+    assert DASHBOARD["templating"]["list"][0]["type"] == "datasource"
+    numbers = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(numbers)) == len(numbers)
+    cells: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        taken = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert max(x for x, _ in taken) < 24
+        assert not taken & cells, panel["title"]
+        cells |= taken
+    for panel in panels():
+        for place in (panel, *panel["targets"]):
+            assert place["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+
+
+def bad(**reply: Any) -> str:
+    """Why `replies.read` refuses the reply, as it stands in `unscored`."""
+    whole = {"finish_reason": "stop", "refusal": None, "content": '{"analysis": "", "score": 5}', **reply}
+    with pytest.raises(replies.Bad) as found:
+        replies.read(whole, Rating)
+    return f"{found.value} (5 attempts)"
+
+
+def test_every_reason_for_a_missing_score_has_a_class() -> None:
+    assert metrics.reason(bad(finish_reason="length")) == "cut"
+    assert metrics.reason(bad(refusal="no")) == "refused"
+    assert metrics.reason(bad(finish_reason="content_filter")) == "refused"
+    for content in ("", "no json", '{"score": 11, "analysis": ""}', '{"score": 1, "score": 2}'):
+        assert metrics.reason(bad(content=content)) == "invalid"
+    assert metrics.reason(core.NO_STATEMENTS) == "no_statements"
+    refused = "the endpoint refused the request (HTTP 413, too large)"
+    assert metrics.reason(refused) == "unanswerable"
+    assert metrics.reason(f"a statement has no verdict: {refused}") == "unanswerable"
+    assert metrics.reason(f"an extract of the document is missing: {bad(content='')}") == "invalid"
+    # What a judge wrote decides nothing, and never becomes a label.
+    assert metrics.reason(bad(content='{"the judge refused": 1}')) == "invalid"
+    assert metrics.reason(f"{HOSTILE_ID} the judge refused") == "other"
+
+
+def test_labels_are_few_whatever_the_data() -> None:
+    assert set(metrics.KINDS) == {*SCHEMAS, "embeddings"}
+    assert set(metrics.KINDS.values()) == set(DIMENSIONS)
+    assert metrics.call(HOSTILE_ID, "cut") == ("lr_calls", "other", "other", "cut")
+    assert metrics.kind("a%2Fb/-/extract/3") == "extract"
+    assert metrics.kind("u") == metrics.kind("u/v") == ""
+    label = metrics.run_label("s3://bucket/runs/first\x1b one/?region=x")
+    assert re.fullmatch(r"first__one-[0-9a-f]{8}", label)
+    assert label != metrics.run_label("s3://other/runs/first\x1b one/?region=x")
+    assert len(metrics.run_label("x" * 4000)) < 60
+
+
+def test_a_tally_takes_keys_of_the_table_and_no_others() -> None:
+    tally = Tally("r", Prices())  # no Ray: nothing is exported, all is checked
+    tally.add({"judged": 1, metrics.call("support", "answered"): 3, ("lr_call_seconds", "held"): 0.5})
+    tally.put({("lr_pairs", "tie"): 0, "train_steps": 3})
+    assert tally.snapshot() == {"judged": 1, "train_steps": 3}
+    for wrong in (("lr_calls", "support"), ("lr_pairs", "tie"), ("lr_none",)):
+        with pytest.raises(ValueError, match=wrong[0]):
+            tally.add({"judged": 1, wrong: 1})
+    with pytest.raises(ValueError, match="lr_call_seconds"):
+        tally.put({("lr_call_seconds", "held"): 0.5})
+    assert tally.snapshot()["judged"] == 1
+
+
+def test_tokens_and_money_are_what_was_bought() -> None:
+    counts = {"prompt_tokens": 1000, "cached_tokens": 600, "completion_tokens": 50, "judged": 1}
+    bought = metrics.bought(counts, Prices(prompt=1e6, cached_prompt=5e5, completion=2e6))
+    assert bought == {
+        ("lr_tokens", "prompt"): 400,
+        ("lr_tokens", "cached"): 600,
+        ("lr_tokens", "completion"): 50,
+        ("lr_money",): 400 + 300 + 100,
+    }
+    assert metrics.bought(counts, Prices())["lr_money",] == 0
+
+
+def test_limits_are_shown_with_their_use_and_the_budget() -> None:
+    bureau = Bureau(7, 2, requests=10.0, spending=Spending(20.0, 5.0))
+    seen = Seen(elapsed=9.0, granted=36, tokens=900.0, in_flight=3)
+    bureau.report("actor", Report([Seen(), seen], Account(), spent=2.0), 1.0)
+    gauges = shown(bureau)
+    assert gauges["lr_limit", "1", "requests a second"] == 5.0
+    assert gauges["lr_limit", "0", "tokens a second"] == math.inf
+    assert gauges["lr_limit", "0", "in flight"] <= 7
+    assert gauges["lr_use", "0", "in flight"] == 0
+    assert gauges["lr_use", "1", "in flight"] == 3
+    assert gauges["lr_use", "1", "requests a second"] == pytest.approx(4.0)
+    assert gauges["lr_use", "1", "tokens a second"] == pytest.approx(100.0)
+    assert gauges["lr_budget_left",] == 13.0
+    for key in gauges:
+        metrics.check(key, "gauge")
+    assert ("lr_budget_left",) not in shown(Bureau(7))
+
+
+@pytest.fixture
+def _key(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(clients, "BACKOFF", 0.005)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    journal._secrets.cache_clear()
+    yield
+    journal._secrets.cache_clear()
+
+
+class Counts(dict[Any, float]):
+    """Stands where the handle of the run's tally stands."""
+
+    @property
+    def add(self) -> "Counts":
+        return self
+
+    put = add
+
+    def remote(self, counts: dict[Any, float]) -> None:
+        for name, number in counts.items():
+            self[name] = self.get(name, 0) + number
+
+    def calls(self) -> dict[str, float]:
+        """Calls by outcome."""
+        found: dict[str, float] = {}
+        for key, number in self.items():
+            if key[0] == metrics.CALLS:
+                found[key[-1]] = found.get(key[-1], 0) + number
+        return found
+
+
+def judge(script: Script, folder: Path, **log: Any) -> tuple[Counts, Endpoint, str]:
+    """Judge one answer for helpfulness at a scripted endpoint: counts, endpoint, kind of the row."""
+    counts = Counts()
+    weights = dict.fromkeys(DIMENSIONS, 0) | {"helpfulness": 1}
+    row = rows.pack("sampled", sampled_row(HOSTILE_ID, CONTEXT, "Who?", ["Mira keeps copper."]))
+
+    async def work() -> tuple[Counts, Endpoint, str]:
+        async with serving(script) as endpoint:
+            asked = {"model": "m", "base_url": endpoint.url, "weights": weights}
+            config = Config.model_validate({"run_dir": str(folder), "judge": asked, "log": log})
+            actor = JudgeActor(config, Store(str(folder)), counts)
+            try:
+                return counts, endpoint, (await actor(row))["kind"]
+            finally:
+                await actor.close()
+
+    return asyncio.run(work())
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> tuple[str, list[dict[str, Any]]]:
+    """What was logged: as it stands there, and parsed."""
+    text = capsys.readouterr().err
+    return text, [json.loads(line) for line in text.splitlines()]
+
+
+ROUGH = (
+    *(error(429), error(503), chat('{"nothing": "words of the judge"}')),
+    *(chat(HOSTILE_REPLY, finish_reason="length"), chat(None, refusal=WORDS), chat(HOSTILE_REPLY)),
+)
+
+
+@pytest.mark.usefixtures("_key")
+def test_each_try_is_counted_once_by_how_it_ended(tmp_path: Path) -> None:
+    counts, endpoint, _ = judge(in_turn(*ROUGH), tmp_path, level="off")
+    assert counts.calls() == {
+        **{"throttled": 1, "broken": 1},
+        **{"invalid": 1, "cut": 1, "refused": 1, "answered": 1},
+    }
+    assert sum(counts.calls().values()) == len(endpoint.requests) == counts["calls_started"]
+    assert {key[1:3] for key in counts if key[0] == metrics.CALLS} == {("helpfulness", "helpfulness")}
+    assert counts[metrics.SECONDS, "held"] > 0
+    counts, endpoint, _ = judge(in_turn(*ROUGH), tmp_path, level="off")
+    assert counts.calls() == {"reused": 4}
+    assert not endpoint.requests
+    counts, _, _ = judge(in_turn(error(413)), tmp_path / "2", level="off")
+    assert counts.calls() == {"unanswerable": 1}
+    assert counts[metrics.UNSCORED, "helpfulness", "unanswerable"] == counts["unscored"] == 1
+
+
+@pytest.mark.usefixtures("_key")
+def test_logs_hold_ids_and_neither_text_nor_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, endpoint, _ = judge(in_turn(*ROUGH), tmp_path, level="debug")
+    assert endpoint.headers[0]["authorization"] == f"Bearer {KEY}"
+    text, found = lines(capsys)
+    events = [(line["event"], line["level"], line.get("outcome")) for line in found]
+    assert events == [
+        ("try", "debug", "throttled"),
+        ("try", "warning", "broken"),
+        ("answer", "warning", "invalid"),
+        ("answer", "warning", "cut"),
+        ("answer", "warning", "refused"),
+        ("answer", "debug", "answered"),
+        ("judged", "info", None),
+    ]
+    assert {line["run"] for line in found} == {metrics.run_label(str(tmp_path))}
+    assert all("helpfulness" in line["unit"] for line in found[:-1])
+    assert found[1]["reason"] == "HTTP 503"
+    assert found[-1]["prompt_id"] == HOSTILE_ID.replace(KEY, "***")
+    assert found[-1]["rewards"] == [5.0]
+    assert found[5]["prompt_tokens"] == 7
+    assert found[5]["seconds"] > 0
+    assert WORDS not in text
+    assert "nothing" not in text  # a name that the judge gave
+    for secret in (KEY, "Bearer", "Authorization", CONTEXT[:20], "Mira"):
+        assert secret not in text
+    assert re.fullmatch(r"[ -~\n]*", text)  # nothing that a terminal obeys
+
+
+@pytest.mark.usefixtures("_key")
+def test_logs_hold_texts_when_asked_and_still_no_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge(in_turn(chat(HOSTILE_REPLY)), tmp_path, level="debug", text=True)
+    text, found = lines(capsys)
+    assert found[0]["text"] == HOSTILE_REPLY.replace(KEY, "***").replace("Bearer abcdefgh123", "***")
+    assert KEY not in text
+    assert re.fullmatch(r"[ -~\n]*", text)
+
+
+@pytest.mark.usefixtures("_key")
+def test_levels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    judge(in_turn(*ROUGH), tmp_path / "info")
+    assert [line["event"] for line in lines(capsys)[1]] == ["try", "answer", "answer", "answer", "judged"]
+    judge(in_turn(*ROUGH), tmp_path / "off", level="off", text=True)
+    assert not capsys.readouterr().err
+    _, _, kind = judge(in_turn(error(503)), tmp_path / "warning", level="warning")
+    assert kind == "failed"
+    *tries, last = lines(capsys)[1]
+    assert len(tries) == clients.BROKEN_TRIES
+    assert (last["event"], last["stage"]) == ("failed", "judge")
+    assert "HTTP 503" in last["reason"]
+
+
+def test_a_journal_bounds_its_lines_and_travels(capsys: pytest.CaptureFixture[str]) -> None:
+    log = pickle.loads(pickle.dumps(journal.Journal("r", "info", text=True)))
+    log.info("sampled", texts=["x" * 10**6, "short"], reason="y" * 10**6, url="http://me:pass@host/v1")
+    text, (line,) = lines(capsys)
+    assert len(text) < 25_000
+    assert line["texts"][1] == "short"
+    assert line["texts"][0].startswith("xxx")
+    assert "980000 more characters" in line["texts"][0]
+    assert line["url"] == "http://***@host/v1"
+
+
+def test_samples_and_steps_are_logged_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from lr_ray.sampling import Sampler
+    from lr_ray.training.record import Record
+
+    for text in (False, True):
+        sampler = object.__new__(Sampler)  # without its engine
+        sampler.journal = journal.Journal("r", "info", text)
+        sampler._log(sampled_row("p", CONTEXT, "Who?", ["one", "two"]), 0.25)
+        _, (line,) = lines(capsys)
+        assert (line["event"], line["prompt_id"], line["candidates"]) == ("sampled", "p", 2)
+        assert line.get("texts") == (["one", "two"] if text else None)
+    shown = Counts()
+    store = Store(str(tmp_path))
+    record = Record(store, Training(report_to=[]), 3, 9, shown, journal.Journal("r", "info"))
+    record.add(4, {"loss": 0.5, "rewards/margins": 2.0, "num_tokens": 7})
+    record.close()
+    _, (began, step) = lines(capsys)
+    assert (began["event"], began["after_step"], began["planned"]) == ("training", 3, 9)
+    assert (step["event"], step["step"], step["loss"]) == ("step", 4, 0.5)
+    keys = {key for key in shown if isinstance(key, tuple)}
+    assert {("lr_training", "loss"), ("lr_training", "rewards/margins")} <= keys
+    for key in keys:
+        metrics.check(key, "gauge")
+
+
+def series(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """A Prometheus page: (name, our labels) → value, of the metrics that are ours."""
+    ours = {"run", *(tag for metric in metrics.METRICS.values() for tag in metric.tags)}
+    found = {}
+    for line in text.splitlines():
+        match = re.fullmatch(r"(ray_lr_\w+)\{(.*)\} (\S+)", line)
+        if match:
+            labels = re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', match[2])
+            key = (match[1], frozenset((name, value) for name, value in labels if name in ours))
+            assert key not in found, "two series where one is meant"
+            found[key] = float(match[3])
+    return found
+
+
+Page = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def logged(run: str) -> list[dict[str, Any]]:
+    """The events of the run in the logs of Ray's session."""
+    from ray._private.worker import _global_node
+
+    files = Path(_global_node.get_logs_dir_path()).glob("worker-*.err")  # type: ignore[union-attr]
+    found = [line for file in files for line in file.read_text().splitlines() if f'"{run}"' in line]
+    return [json.loads(line) for line in found]
+
+
+def scraped(until: Callable[[Page], bool]) -> Page:
+    """The page of the one node when it is as it should be, or after 40 s; Ray brings news every 10 s."""
+    import ray
+
+    node = ray.nodes()[0]
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    page: Page = {}
+    end = time.monotonic() + 40
+    while time.monotonic() < end and not until(page):
+        with urllib.request.urlopen(url, timeout=10) as reply:
+            page = series(reply.read().decode())
+        time.sleep(0.5)
+    return page
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_real_ray_shows_what_a_judge_stage_did(tmp_path: Path) -> None:
+    import ray.data
+
+    from lr_ray import pipeline, runtime
+    from lr_ray.judge.actor import judge_stage
+    from lr_ray.llm import shared
+
+    texts = ["Mira keeps copper. Toben keeps salt.", "Mira keeps copper.", ""]
+    packed = [rows.pack("sampled", sampled_row(f"p{i}", CONTEXT, "Who?", texts)) for i in range(6)]
+    prices = {"prompt": 1.0, "completion": 3.0}
+    run = metrics.run_label(str(tmp_path))
+    store = Store(str(tmp_path))
+    with simulated.running() as url:
+        asked = {"model": "sim", "base_url": url, "concurrency": 9, "prices": prices, "budget": 100.0}
+        config = Config.model_validate({"run_dir": str(tmp_path), "judge": {**asked, "actors": 2}})
+        with runtime.watch(config.judge.prices, run) as watch:
+            dataset = judge_stage(ray.data.from_items(packed), config, store, watch.tally)
+            judged: list[Any] = [rows.unpack(row) for row in dataset.take_all()]
+            store.write_rows("judged", judged, rows.JUDGED)
+            pipeline.Run(config, watch).pairs()
+
+            def get(page: Page, name: str, **labels: str) -> float:
+                return page.get((name, frozenset({"run": run, **labels}.items())), 0.0)
+
+            def complete(page: Page) -> bool:
+                done = get(page, "ray_lr_prompts_total", outcome="judged") == 6
+                done = done and get(page, "ray_lr_candidates_total") == 7
+                return done and get(page, "ray_lr_pairs", outcome="too few scored candidates") == 6
+
+            limits = scraped(lambda page: "ray_lr_use" in {name for name, _ in page})
+            watch.tally.add.remote({"candidates": 7})
+        # The tally is gone, and nothing it knew is lost.
+        page = scraped(complete)
+        shared.release()
+        with urllib.request.urlopen(f"{url}/stats") as reply:  # noqa: S310 - loopback
+            requests = json.load(reply)["requests"]
+    assert complete(page)
+    events = [(line["event"], line["prompt_id"]) for line in logged(run)]
+    assert sorted(events) == [("judged", f"p{i}") for i in range(6)]
+    paid = {
+        name: sum(row["usage"][name] for row in judged)
+        for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
+    }
+    calls = {dict(labels)["kind"]: v for (name, labels), v in page.items() if name == "ray_lr_calls_total"}
+    assert calls.keys() == set(SCHEMAS)
+    assert sum(calls.values()) == requests == sum(row["usage"]["calls"] for row in judged)
+    assert get(page, "ray_lr_tokens_total", part="cached") == paid["cached_tokens"]
+    fresh = paid["prompt_tokens"] - paid["cached_tokens"]
+    assert get(page, "ray_lr_tokens_total", part="prompt") == fresh
+    assert get(page, "ray_lr_tokens_total", part="completion") == paid["completion_tokens"]
+    money = (paid["prompt_tokens"] + 3 * paid["completion_tokens"]) / 1e6
+    assert get(page, "ray_lr_money_total") == pytest.approx(money)
+    assert 100 - money - 1e-9 <= get(limits, "ray_lr_budget_left") <= 100
+    unscored = get(page, "ray_lr_unscored_total", dimension="faithfulness", reason="no_statements")
+    assert unscored == 6
+    assert 0 < get(limits, "ray_lr_limit", replica="0", what="in flight") <= 9
+    assert get(limits, "ray_lr_use", replica="0", what="requests a second") >= 0
+    assert ("what", "requests a second") not in {
+        label for name, labels in limits if name == "ray_lr_limit" for label in labels
+    }
+    assert get(page, "ray_lr_call_seconds_total", state="held") > 0
