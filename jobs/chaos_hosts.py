@@ -30,6 +30,7 @@ from lr_ray.store import Store
 
 DEMO = Path(__file__).parent / "demo"
 ACTOR = "JudgeActor"
+SHELLS = ("sh", "bash", "dash")
 LONGEST = 420.0  # seconds of a submission
 STRIKE = 180.0  # seconds within which there must be something to strike
 SETTLE = 5.0  # seconds in which a host that was given up notices
@@ -81,11 +82,11 @@ class Job:
         self.file.write_text(json.dumps(config))
         self.store = Store(config["run_dir"])
 
-    def submit(self) -> subprocess.Popen[Any]:
+    def submit(self, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[Any]:
         """Send it from the client's host."""
         command = [sys.executable, "-m", "lr_ray.cli", "submit", str(self.file), "--verb", self.verb]
         command += ["--address", self.cluster.dashboard]
-        return self.cluster.popen("client", command, self.cluster.environment())
+        return self.cluster.popen("client", command, self.cluster.environment(), stdin=stdin)
 
     def run(self, fault: str = "", strike: Strike = _nothing, mend: Strike = _nothing) -> Outcome:
         """Send it, strike, and if it fails mend what no software mends and send it again."""
@@ -190,6 +191,7 @@ class Campaign:
     def kill(self, title: str, hosts: list[str]) -> None:
         """kill -9 of one process, of all that there are."""
         found = [one for host in hosts for one in self.cluster.processes(host, title)]
+        found = [one for one in found if one.name() not in SHELLS]  # a job's command runs in one
         assert found, f"there is no process {title}"
         self._rng.choice(found).kill()
 

@@ -119,8 +119,7 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
 @cache
 def _logger() -> logging.Logger:
-    logger = logging.getLogger("lr_ray.journal")
+    # In no registry: a library that configures logging disables all the loggers that it finds there.
+    logger = logging.Logger("lr_ray.journal", logging.DEBUG)
     logger.addHandler(_Stderr())
-    logger.propagate = False
-    logger.setLevel(logging.DEBUG)
     return logger

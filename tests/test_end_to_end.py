@@ -145,7 +145,7 @@ def bad(tmp_path: Path, **changes: Any) -> str:
         ("run", {"sampling__modle": "x"}, "sampling.modle: unknown key"),
         ("run", {}, "127.0.0.1:9"),
         ("sample", {"sampling__model": "./nowhere"}, "./nowhere: no such model folder"),
-        ("sample", {"sampling__num_cpus": 400}, "too few CPUs"),
+        ("sample", {"sampling__num_cpus": 400}, "too little to run on"),
         ("train", {"training__batch_size": 3, "training__num_workers": 2}, "batch_size"),
     ],
 )

@@ -4,12 +4,16 @@
 """
 
 import json
+import os
+import pty
+import signal
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from jobs.chaos_hosts import Campaign, Job
+from jobs.chaos_hosts import Campaign, Job, Judged
 from jobs.hosts.cluster import Cluster
 from jobs.hosts.network import Unavailable
 
@@ -55,3 +59,26 @@ def test_a_job_ends_with_the_exit_code_of_its_verb(campaign: Campaign) -> None:
     job = Job(campaign.cluster, "wrong", "judge", config | {"judge": {"model": "sim"}})
     assert job.submit().wait(120) == 2
     assert json.dumps(str(prompts)).strip('"') in (campaign.folder / "client.log").read_text()
+
+
+@pytest.mark.parametrize(("answer", "status"), [("y", "STOPPED"), ("n", "SUCCEEDED")])
+def test_ctrl_c_asks_whether_the_job_stops(campaign: Campaign, answer: str, status: str) -> None:
+    cluster = campaign.cluster
+    before = cluster.stats()["requests"]
+    keyboard, terminal = pty.openpty()
+    client = Judged(cluster, f"interrupted-{answer}").job.submit(stdin=terminal)
+    while cluster.stats()["requests"] < before + 50:
+        assert client.poll() is None
+        time.sleep(0.1)
+    client.send_signal(signal.SIGINT)
+    os.write(keyboard, f"{answer}\n".encode())
+    assert client.wait(60) == 130
+    os.close(keyboard)
+    os.close(terminal)
+    log = (campaign.folder / "client.log").read_text()
+    job = log.rpartition("Stop job ")[2].partition("?")[0]
+    end = time.monotonic() + 120
+    while (found := cluster.get(f"{cluster.dashboard}/api/jobs/{job}")["status"]) == "RUNNING":
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    assert found == status

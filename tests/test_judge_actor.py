@@ -263,75 +263,69 @@ def test_real_answers_of_known_order_are_ranked(url: str, tmp_path: Path, seed: 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
 def test_the_stage_runs_on_ray_data_and_resumes_without_a_call(url: str, tmp_path: Path) -> None:
     import ray
 
     from lr_ray.judge.actor import judge_stage
     from lr_ray.progress import Tally as RunTally
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    try:
-        settings = {"model": "sim", "base_url": url, "actors": 2, "concurrency": 16}
-        config = Config.model_validate({"run_dir": str(tmp_path), "judge": settings})
-        store = Store(str(tmp_path))
-        packed = [sampled(f"p{i}", *list(ANSWERS.values())[:3]) for i in range(12)]
-        packed.append(rows.failed("lost", "sample", "too long"))
-        tally = ray.remote(RunTally).remote()
+    settings = {"model": "sim", "base_url": url, "actors": 2, "concurrency": 16}
+    config = Config.model_validate({"run_dir": str(tmp_path), "judge": settings})
+    store = Store(str(tmp_path))
+    packed = [sampled(f"p{i}", *list(ANSWERS.values())[:3]) for i in range(12)]
+    packed.append(rows.failed("lost", "sample", "too long"))
+    tally = ray.remote(RunTally).remote()
 
-        def stage() -> dict[str, Any]:
-            dataset = ray.data.from_items(packed, override_num_blocks=4)
-            found = judge_stage(dataset, config, store, tally).take_all()
-            return {row["prompt_id"]: (row["kind"], rows.unpack(row)) for row in found}
+    def stage() -> dict[str, Any]:
+        dataset = ray.data.from_items(packed, override_num_blocks=4)
+        found = judge_stage(dataset, config, store, tally).take_all()
+        return {row["prompt_id"]: (row["kind"], rows.unpack(row)) for row in found}
 
-        first = stage()
-        assert len(first) == 13
-        assert first["lost"] == ("failed", rows.unpack(packed[-1]))
-        assert all(kind == "judged" for key, (kind, _) in first.items() if key != "lost")
-        assert 1 <= len(store.files("calls", ".jsonl")) <= 2
-        before = requests(url)
-        again = stage()
-        assert requests(url) == before
-        for key, (_, row) in again.items():
-            assert row.get("candidates") == first[key][1].get("candidates")
-        counts = ray.get(tally.snapshot.remote())
-        assert counts["judged"] == 24
-        assert counts["calls"] == 2 * counts["calls_reused"] == 2 * counts["calls_started"]
-    finally:
-        ray.shutdown()
+    first = stage()
+    assert len(first) == 13
+    assert first["lost"] == ("failed", rows.unpack(packed[-1]))
+    assert all(kind == "judged" for key, (kind, _) in first.items() if key != "lost")
+    assert 1 <= len(store.files("calls", ".jsonl")) <= 2
+    before = requests(url)
+    again = stage()
+    assert requests(url) == before
+    for key, (_, row) in again.items():
+        assert row.get("candidates") == first[key][1].get("candidates")
+    counts = ray.get(tally.snapshot.remote())
+    assert counts["judged"] == 24
+    assert counts["calls"] == 2 * counts["calls_reused"] == 2 * counts["calls_started"]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_actor_comes_back_and_pays_only_for_what_was_in_flight(tmp_path: Path) -> None:
     import ray
 
     from lr_ray.judge.actor import judge_stage
 
     packed = [sampled(f"p{i}", *list(ANSWERS.values())[:3]) for i in range(16)]
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    try:
-        with simulated.running(latency=0.05) as slow:
-            config = Config.model_validate(
-                {"run_dir": str(tmp_path), "judge": {"model": "sim", "base_url": slow, "concurrency": 4}}
-            )
-            store = Store(str(tmp_path))
+    with simulated.running(latency=0.05) as slow:
+        config = Config.model_validate(
+            {"run_dir": str(tmp_path), "judge": {"model": "sim", "base_url": slow, "concurrency": 4}}
+        )
+        store = Store(str(tmp_path))
 
-            def kill() -> None:
-                while requests(slow) < 40:
-                    time.sleep(0.02)
-                # A segment's name holds the process that writes it.
-                (segment,) = store.files("calls", ".jsonl")
-                os.kill(int(segment.split("-")[-2]), signal.SIGKILL)
+        def kill() -> None:
+            while requests(slow) < 40:
+                time.sleep(0.02)
+            # A segment's name holds the process that writes it.
+            (segment,) = store.files("calls", ".jsonl")
+            os.kill(int(segment.split("-")[-2]), signal.SIGKILL)
 
-            killer = threading.Thread(target=kill)
-            killer.start()
-            found = judge_stage(ray.data.from_items(packed), config, store).take_all()
-            killer.join()
-            judged = [rows.unpack(row) for row in found]
-            assert sorted(row["prompt_id"] for row in judged) == sorted(row["prompt_id"] for row in packed)
-            assert len(store.files("calls", ".jsonl")) == 2
-            needed = sum(row["usage"]["calls"] for row in judged)
-            # Which rows were under way at the kill is chance; what they had paid is not paid again.
-            assert sum(row["usage"]["reused"] for row in judged) > 0
-            assert needed <= requests(slow) <= needed + 4
-    finally:
-        ray.shutdown()
+        killer = threading.Thread(target=kill)
+        killer.start()
+        found = judge_stage(ray.data.from_items(packed), config, store).take_all()
+        killer.join()
+        judged = [rows.unpack(row) for row in found]
+        assert sorted(row["prompt_id"] for row in judged) == sorted(row["prompt_id"] for row in packed)
+        assert len(store.files("calls", ".jsonl")) == 2
+        needed = sum(row["usage"]["calls"] for row in judged)
+        # Which rows were under way at the kill is chance; what they had paid is not paid again.
+        assert sum(row["usage"]["reused"] for row in judged) > 0
+        assert needed <= requests(slow) <= needed + 4

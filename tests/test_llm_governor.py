@@ -6,7 +6,7 @@ import random
 import pytest
 
 from lr_ray.llm.bureau import Bureau
-from lr_ray.llm.governor import Governor, Permit
+from lr_ray.llm.governor import LEASE_LASTS, Governor, Permit
 from lr_ray.llm.lease import Reply, Report
 from lr_ray.llm.spending import Spending, Stopped
 from tests import virtual
@@ -389,3 +389,35 @@ def _report(spent: float) -> Report:
     report: Report = run(one)
     report.spent = spent
     return report
+
+
+def test_a_process_that_is_cut_off_pays_no_longer_than_its_lease_lasts() -> None:
+    bureau, gone = Bureau(4), (5.0, 25.0)
+
+    async def work() -> list[float]:
+        loop, begun = asyncio.get_running_loop(), []
+        governor = Governor(4, remote=True)
+
+        async def ask(report: Report) -> Reply:
+            if gone[0] <= loop.time() < gone[1]:
+                raise ConnectionError
+            return bureau.report("a", report, loop.time())
+
+        async def calls() -> None:
+            while loop.time() < 40:
+                async with governor.permit() as permit:
+                    begun.append(loop.time())
+                    await asyncio.sleep(0.2)
+                    permit.succeeded()
+
+        beats = asyncio.create_task(governor.beats(ask))
+        await asyncio.gather(*(calls() for _ in range(4)))
+        beats.cancel()
+        return begun
+
+    begun = run(work)
+    ends = gone[0] + LEASE_LASTS
+    assert not [at for at in begun if ends <= at < gone[1]]
+    # Before that a keeper that is away stops nothing, and afterwards all goes on.
+    for since in (gone[0], ends - 2, gone[1] + 1, 38.0):
+        assert len([at for at in begun if since <= at < since + 1.5]) >= 20, since

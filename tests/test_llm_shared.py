@@ -70,7 +70,10 @@ def test_actors_share_the_ceiling_and_go_on_when_the_keeper_dies(ray_cluster: No
         assert 6 <= stats["in_flight_peak"] <= 12  # each may begin with one before it has heard
         # The run's keeper is one and the same for every stage, and it was started anew.
         assert shared.keeper(config) == keeper
-        assert ray.get(keeper.report.remote("nobody", shared_report()), timeout=30).leases
+        here = ray.get_runtime_context().get_node_id()
+        assert ray.get(keeper.report.remote(f"{here}-nobody", shared_report()), timeout=30).leases
+        with pytest.raises(RuntimeError, match="the cluster has given this node up"):
+            ray.get(keeper.report.remote(f"{'0' * len(here)}-nobody", shared_report()), timeout=30)
 
 
 def shared_report() -> Any:

@@ -411,7 +411,10 @@ def test_a_real_ray_shows_what_a_judge_stage_did(tmp_path: Path) -> None:
                 done = done and get(page, "ray_lr_candidates_total") == 7
                 return done and get(page, "ray_lr_pairs", outcome="too few scored candidates") == 6
 
-            limits = scraped(lambda page: "ray_lr_use" in {name for name, _ in page})
+            def shown(page: Page) -> bool:
+                return any(name == "ray_lr_use" and ("run", run) in labels for name, labels in page)
+
+            limits = scraped(shown)
             watch.tally.add.remote({"candidates": 7})
         # The tally is gone, and nothing it knew is lost.
         page = scraped(complete)
@@ -425,6 +428,8 @@ def test_a_real_ray_shows_what_a_judge_stage_did(tmp_path: Path) -> None:
         name: sum(row["usage"][name] for row in judged)
         for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
     }
+    page = {key: value for key, value in page.items() if ("run", run) in key[1]}
+    limits = {key: value for key, value in limits.items() if ("run", run) in key[1]}
     calls = {dict(labels)["kind"]: v for (name, labels), v in page.items() if name == "ray_lr_calls_total"}
     assert calls.keys() == set(SCHEMAS)
     assert sum(calls.values()) == requests == sum(row["usage"]["calls"] for row in judged)

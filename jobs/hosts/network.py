@@ -89,7 +89,13 @@ class Network:
         self._heard("done")
 
     def popen(
-        self, name: str, command: list[str], environment: dict[str, str], *, machine: bool = False
+        self,
+        name: str,
+        command: list[str],
+        environment: dict[str, str],
+        *,
+        machine: bool = False,
+        stdin: int = subprocess.DEVNULL,
     ) -> subprocess.Popen[Any]:
         """Run `command` on a host, its output in `folder`/NAME.log.
 
@@ -110,7 +116,7 @@ class Network:
                 [*start, *command],
                 env=environment,
                 cwd=ROOT,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
