@@ -33,7 +33,7 @@ ACTOR = "JudgeActor"
 SHELLS = ("sh", "bash", "dash")
 LONGEST = 420.0  # seconds of a submission
 STRIKE = 180.0  # seconds within which there must be something to strike
-SETTLE = 5.0  # seconds in which a host that was given up notices
+SETTLE = 15.0  # seconds in which a host that was given up notices
 OUTAGE = {"host": 20.0, "endpoint": 60.0}
 STEPS, EVERY = 12, 3
 SAMPLED = 96
@@ -175,17 +175,15 @@ class Campaign:
         outcome.doubled = len(found) - len(ids)
         outcome.same = found == expected and judged.pairs() == self.judged.pairs()
         outcome.in_flight = in_flight
-        self._mend()  # a host that was given up and comes back may still call
+        if fault == CUT_OFF:
+            time.sleep(SETTLE)  # its actors, which others replace, may still call
+        self._mend()
         outcome.repeated = self.cluster.stats()["requests"] - self._before - judged.answers()
         return outcome
 
     def _mend(self) -> None:
         for host in self.cluster.address:
             self.cluster.cable(host)
-        end = time.monotonic() + SETTLE
-        while time.monotonic() < end:
-            self.cluster.supervise()
-            time.sleep(0.5)
         self.cluster.wait_for(len(self.cluster.workers))
 
     def kill(self, title: str, hosts: list[str]) -> None:
@@ -283,11 +281,12 @@ def _until(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+CUT_OFF = "a host cut off for 20 s"
 JUDGING: dict[str, Callable[[Campaign], None]] = {
     "judge actor, kill -9": lambda one: one.kill(ACTOR, one.cluster.workers),
     "raylet, kill -9": lambda one: one.kill("raylet/raylet", one.judging_hosts[:1]),
     "driver, kill -9": Campaign.driver,
-    "a host cut off for 20 s": Campaign.cut_off,
+    CUT_OFF: Campaign.cut_off,
     "30-60 ms delay and 2% loss on a host's link": Campaign.bad_link,
     "judge endpoint gone for 60 s": Campaign.endpoint,
     "head powered off": Campaign.head,

@@ -102,9 +102,10 @@ class Cluster(Network):
                 self.start_worker(name)
 
     def wait_for(self, workers: int) -> None:
-        """Until so many workers are alive."""
+        """Until so many workers are alive; those that ended are started again."""
         end_by = time.monotonic() + START
         while (self._alive() or 0) < workers + 1:
+            self.supervise()
             assert time.monotonic() < end_by, f"{self._alive()} hosts are alive"
             time.sleep(0.5)
 

@@ -83,9 +83,13 @@ def shown(bureau: Bureau) -> dict[metrics.Key, float]:
 def keeper(config: Config, already: float = 0.0) -> Any:
     """The handle of the run's keeper, from the driver; `already` is money that was spent before."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    # Beside the driver: elsewhere it could be cut off together with judge actors, and let them go on paying.
+    beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     name = f"lr-ray-governor-{hashlib.sha256(config.run_dir.encode()).hexdigest()[:16]}"
-    options = {"name": name, "get_if_exists": True, "num_cpus": 0, "max_restarts": -1}
+    options: dict[str, Any] = {"name": name, "get_if_exists": True, "num_cpus": 0, "max_restarts": -1}
+    options["scheduling_strategy"] = beside
     run = metrics.run_label(config.run_dir)
     _kept[name] = ray.remote(Keeper).options(**options).remote(config.judge, already, run)
     return _kept[name]
