@@ -46,6 +46,14 @@ def test_a_living_actor_that_is_handed_a_row_again_pays_nothing(tmp_path: Path) 
         assert new["candidates"] == old["candidates"]
 
 
+def test_a_row_that_is_handed_out_again_while_it_is_judged_is_paid_once(tmp_path: Path) -> None:
+    packed = [sampled(f"p{i}", *list(ANSWERS.values())[:3]) for i in range(4)]
+    with simulated.running(latency=0.02) as url:
+        (found,) = judge(url, tmp_path, [*packed, *packed])
+        assert requests(url) == sum(row["usage"]["calls"] for row in found[:4]) > 0
+    assert found[:4] == found[4:]
+
+
 def test_another_aggregation_in_another_directory_calls_nothing_and_stands_alone(tmp_path: Path) -> None:
     packed = [sampled(f"p{i}", *ANSWERS.values()) for i in range(4)]
     changed = {

@@ -34,6 +34,7 @@ class JudgeActor:
         self._tally, self._journal = _Tally(tally), journal.of(config)
         self._beats: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] | None = None
+        self._under_way: dict[str, asyncio.Future[rows.Packed]] = {}
 
     async def __call__(self, packed: rows.Packed) -> rows.Packed:
         """The judged row; a failed one passes through, and one whose calls gave up becomes one.
@@ -48,6 +49,17 @@ class JudgeActor:
             return packed
         if self._started is None:
             self._start()
+        # Ray hands a row out again when its actor could not be reached for a while. The actor may well be
+        # at it still: then both get what that work brings, and nothing is paid twice.
+        prompt_id = packed["prompt_id"]
+        work = self._under_way.get(prompt_id)
+        if work is None:
+            work = asyncio.ensure_future(self._place(packed))
+            self._under_way[prompt_id] = work
+            work.add_done_callback(lambda _: self._under_way.pop(prompt_id))
+        return await asyncio.shield(work)
+
+    async def _place(self, packed: rows.Packed) -> rows.Packed:
         async with self._places:
             return await self._judge(packed["prompt_id"], cast(rows.Sampled, rows.unpack(packed)))
 
