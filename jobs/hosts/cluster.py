@@ -18,7 +18,7 @@ from jobs.hosts.network import Network, end
 PORT, DASHBOARD, JUDGE = 6379, 8265, 8000
 LATENCY = 0.15
 SMALL, ENOUGH = "320k", "64m"  # of the disk; a judge run does not fit on the first
-START = 120.0  # seconds in which a host must be up
+START = 300.0  # seconds in which a host must be up
 # Ray notices a lost host within seconds; set before the head starts.
 WATCHFUL = {
     "RAY_health_check_initial_delay_ms": "1000",
