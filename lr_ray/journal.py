@@ -56,7 +56,10 @@ class Journal:
         if not self.text:
             said = {name: value for name, value in said.items() if name not in ("text", "texts")}
         line = {"run": self._run, **said}
-        _logger().log(level, event, extra={"line": {k: _safe(k, v, self._key_env) for k, v in line.items()}})
+        said = {key: _safe(key, value, self._key_env) for key, value in line.items()}
+        name = logging.getLevelName(level)
+        record = {"msg": event, "levelno": level, "levelname": name, "line": said}
+        _handler().handle(logging.makeLogRecord(record))
 
 
 SILENT = Journal("")
@@ -118,8 +121,6 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
 
 @cache
-def _logger() -> logging.Logger:
-    # In no registry: a library that configures logging disables all the loggers that it finds there.
-    logger = logging.Logger("lr_ray.journal", logging.DEBUG)
-    logger.addHandler(_Stderr())
-    return logger
+def _handler() -> logging.Handler:
+    """Without a logger: a library that configures logging can switch off all of those."""
+    return _Stderr()
