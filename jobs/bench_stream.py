@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from jobs.bench_judge import machine
-from jobs.judging import workload
+from jobs.judging import onejudge, workload
 from lr_ray import simulated
 
 CANDIDATES, SENTENCES = 2, 3
@@ -95,15 +95,8 @@ def measure(rows: int, tokens: int, actors: int, address: str) -> Seen:
         assert driver.returncode == 0, "the run failed"
         seen.seconds = time.monotonic() - began
         seen.keeper = keeper / seen.seconds
-        seen.calls = _requests(url)
+        seen.calls = onejudge.stats(url)["requests"]
     return seen
-
-
-def _requests(url: str) -> int:
-    import urllib.request
-
-    with urllib.request.urlopen(f"{url}/stats") as reply:  # noqa: S310 - loopback
-        return json.load(reply)["requests"]
 
 
 def _resident(process: psutil.Process) -> float:

@@ -169,11 +169,8 @@ class Campaign:
             outcome = judged.job.run(fault, mend=self.cluster.enlarge)
         else:
             outcome = judged.job.run(fault, strike)
-        expected, found = self.judged.judged(), judged.judged()
-        ids = {row["prompt_id"] for row in found}
-        outcome.lost = len({row["prompt_id"] for row in expected} - ids)
-        outcome.doubled = len(found) - len(ids)
-        outcome.same = found == expected and judged.pairs() == self.judged.pairs()
+        outcome.lost, outcome.doubled, *equal = chaos_judge.compared(judged, self.judged)
+        outcome.same = all(equal)
         outcome.in_flight = in_flight
         if fault == CUT_OFF:
             time.sleep(SETTLE)  # its actors, which others replace, may still call

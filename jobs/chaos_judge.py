@@ -174,6 +174,14 @@ def kill(processes: list[psutil.Process]) -> None:
     psutil.wait_procs(processes, timeout=10)
 
 
+def compared(trial: Trial, reference: Trial) -> tuple[int, int, bool, bool]:
+    """Rows lost, rows doubled, and whether the rest and the pairs are those of `reference`."""
+    expected, found = reference.judged(), trial.judged()
+    ids = {row["prompt_id"] for row in found}
+    lost = len({row["prompt_id"] for row in expected} - ids)
+    return lost, len(found) - len(ids), found == expected, trial.pairs() == reference.pairs()
+
+
 def trial(seed: int, trial: Trial, reference: Trial, calls: int, kind: str, kills: int) -> Outcome:
     """Judge with `kills` kills at points drawn from `seed`; `calls` is what an undisturbed run takes."""
     outcome, rng, began = Outcome(seed, kind), random.Random(seed), time.monotonic()
@@ -189,12 +197,7 @@ def trial(seed: int, trial: Trial, reference: Trial, calls: int, kind: str, kill
             with trial.driver(own_ray=kind == "ray") as driver:
                 _strike(trial, driver, before + point, outcome, rng, kind)
     outcome.codes.append(trial.finish())
-    expected, found = reference.judged(), trial.judged()
-    ids = {row["prompt_id"] for row in found}
-    outcome.lost = len({row["prompt_id"] for row in expected} - ids)
-    outcome.doubled = len(found) - len(ids)
-    outcome.judged_equal = found == expected
-    outcome.pairs_equal = trial.pairs() == reference.pairs()
+    outcome.lost, outcome.doubled, outcome.judged_equal, outcome.pairs_equal = compared(trial, reference)
     outcome.repeated = trial.stats()["requests"] - before - trial.answers()
     outcome.seconds = round(time.monotonic() - began, 1)
     return outcome

@@ -7,7 +7,7 @@ from typing import Any
 
 from lr_ray import data
 from lr_ray.config import DIMENSIONS, Config
-from lr_ray.rollout import rollout
+from lr_ray.rollout import failed, rollout
 from lr_ray.runtime import Watch
 from lr_ray.statistics import compare
 from lr_ray.store import Store
@@ -51,14 +51,9 @@ def written(config: Config, store: Store, pointers: list[data.Pointer]) -> dict[
     for side in SIDES:
         means[side], result["unscored"][side] = judged_means(_store(store, side))
     result["table"] = [{"metric": m, **compare(means["before"][m], means["after"][m])} for m in METRICS]
-    result["failed"] = {side: len(_failed(_store(store, side))) for side in SIDES}
+    result["failed"] = {side: len(failed(_store(store, side))) for side in SIDES}
     store.write(json.dumps(result, indent=2).encode(), "evaluation.json")
     return result
-
-
-def _failed(store: Store) -> set[str]:
-    # A row in both has failed and was taken up again: a crash came before it was taken out of failed/.
-    return store.index("failed").keys() - store.index("judged").keys()
 
 
 def _models(config: Config, store: Store) -> tuple[str, str]:

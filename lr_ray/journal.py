@@ -13,12 +13,13 @@ import re
 import sys
 import time
 from functools import cache
-from typing import Any, TextIO
+from typing import Any
 
 from lr_ray.config import Config
 from lr_ray.metrics import run_label
 
 LONGEST, LONGEST_TEXT = 500, 20_000  # characters of a field, and of what a model wrote
+TEXTS = ("text", "texts")
 SHORTEST_SECRET = 6  # characters; less is no key (none, EMPTY, …), and would blot out words
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "off": 100}
 _SECRET_NAMES = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTHORIZATION", re.IGNORECASE)
@@ -52,14 +53,14 @@ class Journal:
     def _write(self, level: int, event: str, fields: dict[str, Any]) -> None:
         if level < self._level:
             return
-        said = {name: value for name, value in fields.items() if value is not None}
-        if not self.text:
-            said = {name: value for name, value in said.items() if name not in ("text", "texts")}
-        line = {"run": self._run, **said}
-        said = {key: _safe(key, value, self._key_env) for key, value in line.items()}
-        name = logging.getLevelName(level)
-        record = {"msg": event, "levelno": level, "levelname": name, "line": said}
-        _handler().handle(logging.makeLogRecord(record))
+        # No logger: a library that configures logging can switch off all of those.
+        now = time.time()
+        at = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now % 1 * 1000):03}Z"
+        line = {"time": at, "level": logging.getLevelName(level).lower(), "event": event, "run": self._run}
+        for name, value in fields.items():
+            if value is not None and (self.text or name not in TEXTS):
+                line[name] = _safe(name, value, self._key_env)
+        sys.stderr.write(json.dumps(line, default=str) + "\n")
 
 
 SILENT = Journal("")
@@ -73,7 +74,7 @@ def of(config: Config) -> Journal:
 
 def _safe(name: str, value: Any, key_env: str) -> Any:
     if isinstance(value, str):
-        return _cut(_without_secrets(value, key_env), LONGEST_TEXT if name in ("text", "texts") else LONGEST)
+        return _cut(_without_secrets(value, key_env), LONGEST_TEXT if name in TEXTS else LONGEST)
     if isinstance(value, list | tuple):
         return [_safe(name, item, key_env) for item in value]
     if isinstance(value, dict):
@@ -98,29 +99,3 @@ def _secrets(key_env: str) -> list[str]:
 
 def _cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[:longest]}… ({len(text) - longest} more characters)"
-
-
-class _Lines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        head = {"time": f"{at}.{int(record.msecs):03}Z", "level": record.levelname.lower()}
-        line: dict[str, Any] = {**head, "event": record.getMessage(), **record.__dict__["line"]}
-        return json.dumps(line, default=str)
-
-
-class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what stderr is at the time."""
-
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-        self.setFormatter(_Lines())
-
-    @property
-    def stream(self) -> TextIO:  # pyrefly: ignore
-        return sys.stderr
-
-
-@cache
-def _handler() -> logging.Handler:
-    """Without a logger: a library that configures logging can switch off all of those."""
-    return _Stderr()

@@ -7,7 +7,6 @@ Each stage looks in the run directory for what is done, does the rest, and says 
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,8 +15,9 @@ from typing import Any
 from lr_ray import card, evaluation, metrics, pairs, runtime
 from lr_ray.config import Config
 from lr_ray.llm import shared
-from lr_ray.placement import Need, require
+from lr_ray.placement import Need, require, worker
 from lr_ray.preflight import RETRY, Found, check, claim
+from lr_ray.progress import say
 from lr_ray.retry import failures, retry
 from lr_ray.rollout import rollout
 from lr_ray.rows import PAIRS
@@ -26,11 +26,6 @@ from lr_ray.sampling import check_model
 from lr_ray.store import Store
 
 PAIRS_A_FILE = 256
-
-
-def say(text: str) -> None:
-    """One plain line for the user, beside the display."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 class Run:
@@ -151,8 +146,7 @@ class Run:
             return
         if training.method == "dpo" and not training.data and not self.store.files("pairs"):
             raise ValueError(f"{self.config.run_dir}: no pairs to train on; judge and pair first")
-        each = {"CPU": training.num_cpus, "GPU": float(training.use_gpu), **training.resources}
-        workers = Need("training", training.num_workers, each, flexible=False)
+        workers = Need("training", training.num_workers, worker(training), flexible=False)
         require([workers], self.config.wait_for_nodes)
         from lr_ray.meter import STEPS
 

@@ -3,9 +3,11 @@
 Ray Data waits for ever, without an error, where actors hold every CPU; so one is asked for beside them.
 """
 
-import sys
 import time
 from dataclasses import dataclass, field
+
+from lr_ray.config import Training
+from lr_ray.progress import say
 
 Resources = dict[str, float]
 
@@ -29,6 +31,12 @@ class Need:
 
 DATA_TASKS = Need("Ray Data's own tasks", 1, {"CPU": 1.0}, flexible=False)
 """What a pipeline of Ray Data needs beside its actors."""
+
+
+def worker(training: Training) -> Resources:
+    """What a training worker takes, and whoever else holds the whole model."""
+    gpu = {"GPU": 1.0} if training.use_gpu else {}
+    return {"CPU": training.num_cpus, **gpu, **training.resources}
 
 
 def fit(needs: list[Need], nodes: list[Resources]) -> list[int] | None:
@@ -106,8 +114,7 @@ def require(needs: list[Need], wait: float = 0.0) -> list[int]:
         )
     for need, count in zip(needs, counts, strict=True):
         if count < need.count:
-            text = f"{need.name}: {count} of {need.count} actors, as many as Ray's nodes hold"
-            print(text, file=sys.stderr, flush=True)  # noqa: T201
+            say(f"{need.name}: {count} of {need.count} actors, as many as Ray's nodes hold")
     return counts
 
 

@@ -87,6 +87,11 @@ def _renamed(counts: Mapping[str, float], kind: str) -> dict[metrics.Key, float]
     return {key: count for key, count in named.items() if metrics.METRICS[key[0]].kind == kind}
 
 
+def say(text: str) -> None:
+    """One plain line for the user, beside the display."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
 class Display:
     """Shows a run on `stream` (none: stderr); use it as a context manager around all stages.
 

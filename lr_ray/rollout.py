@@ -78,9 +78,14 @@ def rollout(
             done = f"{counts['judged']} prompts were judged now, {counts['done']} were done before"
             raise Stopped(f"{stopped}; {done}; what is paid is kept, the same command goes on from there")
     of_pointers = {pointer.prompt_id for pointer in pointers}
-    # A row in both has failed and was taken up again: a crash came before it was taken out of failed/.
-    counts["failed"] = len((store.index("failed").keys() - store.index("judged").keys()) & of_pointers)
+    counts["failed"] = len(failed(store) & of_pointers)
     return counts
+
+
+def failed(store: Store) -> set[str]:
+    """Prompts that failed for good."""
+    # A row in both has failed and was taken up again: a crash came before it was taken out of failed/.
+    return store.index("failed").keys() - store.index("judged").keys()
 
 
 class _Work(NamedTuple):

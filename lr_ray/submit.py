@@ -21,6 +21,7 @@ import yaml
 
 from lr_ray import config as configs
 from lr_ray.config import Config
+from lr_ray.progress import say
 
 VERBS = (
     "run",
@@ -67,7 +68,7 @@ def submit(config: Config, verb: str, address: str | None = None, *, follow: boo
             runtime_env={"working_dir": folder, "py_modules": [str(Path(configs.__file__).parent)]},
             metadata={"lr_ray_run_dir": config.run_dir, "lr_ray_verb": verb},
         )
-    _say(f"job {job} is submitted: lr-ray {verb} on {config.run_dir}")
+    say(f"job {job} is submitted: lr-ray {verb} on {config.run_dir}")
     if not follow:
         return 0
     try:
@@ -76,9 +77,9 @@ def submit(config: Config, verb: str, address: str | None = None, *, follow: boo
     except KeyboardInterrupt:
         if ask(f"Stop job {job}? Otherwise it goes on without you"):
             client.stop_job(job)
-            _say(f"job {job} is stopped; the same command again goes on from there")
+            say(f"job {job} is stopped; the same command again goes on from there")
         else:
-            _say(f"job {job} goes on; its log: ray job logs --follow {job}")
+            say(f"job {job} goes on; its log: ray job logs --follow {job}")
         return INTERRUPTED
 
 
@@ -153,10 +154,6 @@ def _code(client: Any, job: str) -> int:
         time.sleep(0.5)
         info = client.get_job_info(job)
     if info.driver_exit_code is None:
-        _say(f"job {job} is {info.status.value.lower()}: {' '.join((info.message or 'no message').split())}")
+        say(f"job {job} is {info.status.value.lower()}: {' '.join((info.message or 'no message').split())}")
         return STOPPED
     return info.driver_exit_code
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pyarrow.fs as pafs
 
+from lr_ray import metrics
 from lr_ray.config import Prices
 from lr_ray.llm.records import FOLDER, SUFFIX, lines, merged_away, parse
 from lr_ray.meter import cost
@@ -40,7 +41,7 @@ def by_kind(store: Store, prompts: set[str] | None = None) -> dict[str, Used]:
             record = parse(line)
             if record is None or (prompts is not None and record["prompt_id"] not in prompts):
                 continue
-            kind, reply = record["unit"].split("/")[-2], record["reply"]
+            kind, reply = metrics.kind(record["unit"]), record["reply"]
             tokens = (reply[name] for name in ("prompt_tokens", "cached_tokens", "completion_tokens"))
             used.setdefault(kind, Used()).add(Used(1, *tokens))
     return used

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lr_ray import placement
 from lr_ray.config import Config, Training
 from lr_ray.store import Store
 
@@ -57,7 +58,6 @@ def train(config: Config, store: Store, tally: Any = None) -> dict[str, Any]:
         scoring.score(config, store, tally)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    resources = {"CPU": training.num_cpus, **({"GPU": 1} if training.use_gpu else {}), **training.resources}
     url = store.root if store.local else store.url
     entry: Any = worker.loop
     trainer = TorchTrainer(
@@ -65,7 +65,9 @@ def train(config: Config, store: Store, tally: Any = None) -> dict[str, Any]:
         train_loop_config={"config": config.model_dump(mode="json"), "url": url, "tally": tally},
         torch_config=TorchConfig(backend="nccl") if training.use_gpu else network.Gloo(),
         scaling_config=ScalingConfig(
-            num_workers=training.num_workers, use_gpu=training.use_gpu, resources_per_worker=resources
+            num_workers=training.num_workers,
+            use_gpu=training.use_gpu,
+            resources_per_worker=placement.worker(training),
         ),
         run_config=RunConfig(
             name="ray",

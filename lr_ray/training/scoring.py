@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from lr_ray import data
 from lr_ray.config import Config, Training
-from lr_ray.placement import DATA_TASKS, Need, require
+from lr_ray.placement import DATA_TASKS, Need, require, worker
 from lr_ray.store import Store
 from lr_ray.training import source
 
@@ -50,8 +50,7 @@ def score(config: Config, store: Store, tally: Any = None) -> int:
 
     training = config.training
     count = actors(training)
-    each = {"CPU": training.num_cpus, "GPU": float(training.use_gpu), **training.resources}
-    count, _ = require([Need("the reference", count, each), DATA_TASKS], config.wait_for_nodes)
+    count, _ = require([Need("the reference", count, worker(training)), DATA_TASKS], config.wait_for_nodes)
     share: dict[str, Any] = {
         "num_cpus": training.num_cpus,
         "num_gpus": int(training.use_gpu),
