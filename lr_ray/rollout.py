@@ -6,31 +6,21 @@ When the judge stops early (`llm.spending`), rows come out of it "left", saved n
 """
 
 import functools
-import time
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import pyarrow as pa
 
 from lr_ray import data
 from lr_ray.config import Config
+from lr_ray.flow import blocks, flow, saved
 from lr_ray.judge.actor import judge_stage
 from lr_ray.llm.spending import Stopped
 from lr_ray.placement import DATA_TASKS, Need, require
-from lr_ray.rows import FAILED, JUDGED, SAMPLED, pack, unpack
+from lr_ray.rows import pack
 from lr_ray.runtime import TASK_CPUS, Watch
 from lr_ray.sampling import bundles, sample_stage
 from lr_ray.store import Store
 
 if TYPE_CHECKING:
     import ray.data
-
-SCHEMAS = {"sampled": SAMPLED, "judged": JUDGED, "failed": FAILED}
-ROWS_A_FILE = 8
-"""Rows saved together: few enough that a crash re-samples little, enough that files stay few."""
-SETTLED = 3.0
-"""Seconds after which the counters are sure to know of every call in flight; they lag by one."""
-MOST_BLOCKS = 2000
-"""Ray Data's unit of streaming is a block; one a prompt, up to what its scheduler handles with ease."""
 
 
 def rollout(
@@ -73,7 +63,7 @@ def rollout(
             if engines:
                 watch.display.note("starting vLLM")
             work = _Work(fresh, waiting, engines)
-            stopped = _flow(_dataset(config, store, work, watch, judge), counts, watch, engines)
+            stopped = flow(_dataset(config, store, work, watch, judge), counts, watch, engines)
         if stopped:
             done = f"{counts['judged']} prompts were judged now, {counts['done']} were done before"
             raise Stopped(f"{stopped}; {done}; what is paid is kept, the same command goes on from there")
@@ -94,28 +84,6 @@ class _Work(NamedTuple):
     fresh: list[data.Pointer]
     waiting: dict[str, tuple[str, int]]
     engines: bool
-
-
-def _flow(dataset: "ray.data.Dataset", counts: dict[str, int], watch: Watch, engines: bool) -> str:
-    """Let all rows through and count them by kind. Returns why the judge stopped early, if it did."""
-    stopped, since = "", 0.0
-    for row in dataset.iter_rows():
-        watch.display.note("")
-        counts[row["kind"]] = counts.get(row["kind"], 0) + 1
-        if row["kind"] == "left" and not stopped:
-            stopped, since = row["reason"], time.monotonic()
-            watch.display.note("stopping: calls in flight finish")
-        # Without engines the rest is through at once; engines would work on for hours.
-        if stopped and engines and time.monotonic() - since > SETTLED and not _in_flight(watch):
-            break
-    return stopped
-
-
-def _in_flight(watch: Watch) -> float:
-    import ray
-
-    counts = ray.get(watch.tally.snapshot.remote())
-    return counts.get("calls_started", 0) - counts.get("calls_finished", 0)
 
 
 def _fitted(config: Config, engines: bool, judge: bool) -> Config:
@@ -145,30 +113,19 @@ def _dataset(config: Config, store: Store, work: _Work, watch: Watch, judge: boo
     template = config.data.prompt_template
     if work.fresh:
         items = [{"prompt_id": p.prompt_id, "pointer": p} for p in work.fresh]
-        part = _blocks(items).map(functools.partial(_load, template=template), num_cpus=TASK_CPUS)
+        part = blocks(items).map(functools.partial(_load, template=template), num_cpus=TASK_CPUS)
         if work.engines:
             part = sample_stage(part, config, watch.tally)
-            part = _saved(part, store, keep=judge)
+            part = saved(part, store, keep=judge)
         parts.append(part)
     if work.waiting:
         items = [{"prompt_id": one, "file": name, "row": row} for one, (name, row) in work.waiting.items()]
-        parts.append(_blocks(items).map(functools.partial(_reload, store=store), num_cpus=TASK_CPUS))
+        parts.append(blocks(items).map(functools.partial(_reload, store=store), num_cpus=TASK_CPUS))
     dataset = parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
     if not judge:
         return dataset
     dataset = judge_stage(dataset, config, store, watch.tally)
-    return _saved(dataset, store, keep=False)
-
-
-def _blocks(items: list[dict[str, Any]]) -> "ray.data.Dataset":
-    import ray.data
-
-    return ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
-
-
-def _saved(dataset: "ray.data.Dataset", store: Store, *, keep: bool) -> "ray.data.Dataset":
-    save: Any = functools.partial(_save, store=store, keep=keep)
-    return dataset.map_batches(save, batch_size=ROWS_A_FILE, batch_format="pyarrow", num_cpus=TASK_CPUS)
+    return saved(dataset, store, keep=False)
 
 
 def _load(item: dict[str, Any], template: str) -> dict[str, Any]:
@@ -180,21 +137,3 @@ def _load(item: dict[str, Any], template: str) -> dict[str, Any]:
 def _reload(item: dict[str, Any], store: Store) -> dict[str, Any]:
     row = store.table("sampled", item["file"]).slice(item["row"], 1).to_pylist()[0]
     return dict(pack("sampled", row))
-
-
-def _save(batch: pa.Table, store: Store, keep: bool) -> pa.Table:
-    """Write each kind of row to its folder.
-
-    With `keep` the whole rows flow on, else `{prompt_id, kind, reason}`.
-    """
-    groups: dict[str, list[dict[str, Any]]] = {}
-    reasons: list[str] = []
-    for packed in batch.to_pylist():
-        row = unpack(packed)
-        reasons.append(row["reason"] if packed["kind"] == "left" else "")
-        if keep or row.get("stage") != "sample":  # the others were saved when they left the engine
-            groups.setdefault(packed["kind"], []).append(row)
-    groups.pop("left", None)
-    for kind, rows in groups.items():
-        store.write_rows(kind, rows, SCHEMAS[kind])
-    return batch if keep else batch.select(["prompt_id", "kind"]).append_column("reason", [reasons])

@@ -152,8 +152,20 @@ class Failed(TypedDict):
     reason: str
 
 
-Kind = Literal["pointer", "prompt", "sampled", "judged", "failed", "left"]
-"""Of a row in flow. A row is "left" when the run stopped early before the row was done."""
+Kind = Literal[
+    "pointer",
+    "prompt",
+    "sampled",
+    "judged",
+    "failed",
+    "left",
+    "document",
+    "synthesized",
+    "compared",
+    "graded",
+]
+"""Of a row in flow, mostly the folder it is kept in. A row is "left" when the run stopped early before the
+row was done."""
 
 
 class Packed(TypedDict):
@@ -277,3 +289,6 @@ PAIRS = pa.schema(
         ("index_rejected", pa.int32()),
     ]
 )
+
+SCHEMAS = {"sampled": SAMPLED, "judged": JUDGED, "failed": FAILED}
+"""Of the kinds of rows that are kept, each in the folder of its name."""

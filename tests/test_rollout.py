@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.demo import task
-from lr_ray import config, data, pipeline, plan, rollout, rows, simulated
+from lr_ray import config, data, flow, pipeline, plan, rows, simulated
 from lr_ray.judge.actor import JudgeActor
 from lr_ray.llm import client as clients
 from lr_ray.llm import lease, shared, usage
@@ -199,7 +199,7 @@ def test_rows_that_are_left_are_saved_nowhere_and_say_why(tmp_path: Path) -> Non
         rows.left("b", "the budget"),
         rows.failed("c", "judge", "it broke"),
     ]
-    out = rollout._save(pa.Table.from_pylist(packed), Store(str(tmp_path)), keep=False)
+    out = flow._save(pa.Table.from_pylist(packed), Store(str(tmp_path)), keep=False)
     assert out.to_pylist() == [
         {"prompt_id": "a", "kind": "judged", "reason": ""},
         {"prompt_id": "b", "kind": "left", "reason": "the budget"},
@@ -236,7 +236,7 @@ def test_engines_do_not_work_on_for_a_judge_that_stopped(ray_cluster: None, tmp_
     rows_left = ray.data.from_items([{"id": i} for i in range(400)], override_num_blocks=400)
     counts: dict[str, int] = {}
     watch = Watch(tally, Display(None, config.Prices()))
-    assert rollout._flow(rows_left.map(sample), counts, watch, engines=True) == "the budget"
+    assert flow.flow(rows_left.map(sample), counts, watch, engines=True) == "the budget"
     assert 0 < counts["left"] < 300
     time.sleep(2)
     done = len(list(tmp_path.iterdir()))

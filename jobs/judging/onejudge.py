@@ -173,9 +173,9 @@ def reuse(
 
 
 class _FirstCome(JudgeActor):
-    def _start(self) -> None:
-        super()._start()
-        self._turns = FirstCome()
+    def start(self) -> None:
+        super().start()
+        self.turns = FirstCome()
 
 
 def stats(base_url: str) -> dict[str, Any]:

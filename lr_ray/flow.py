@@ -1,0 +1,79 @@
+"""Packed rows through a Ray Data pipeline: streamed in, saved as they come out, counted, ended early.
+
+Each row is saved as it comes out of a stage. When calls stop early (`llm.spending`), rows come out "left",
+saved nowhere, and the flow ends.
+"""
+
+import functools
+import time
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from lr_ray.rows import SCHEMAS, unpack
+from lr_ray.runtime import TASK_CPUS, Watch
+from lr_ray.store import Store
+
+if TYPE_CHECKING:
+    import ray.data
+
+ROWS_A_FILE = 8
+"""Rows saved together: few enough that a crash re-samples little, enough that files stay few."""
+SETTLED = 3.0
+"""Seconds after which the counters are sure to know of every call in flight; they lag by one."""
+MOST_BLOCKS = 2000
+"""Ray Data's unit of streaming is a block; one a prompt, up to what its scheduler handles with ease."""
+
+
+def flow(dataset: "ray.data.Dataset", counts: dict[str, int], watch: Watch, engines: bool) -> str:
+    """Let all rows through and count them by kind. Returns why the judge stopped early, if it did."""
+    stopped, since = "", 0.0
+    for row in dataset.iter_rows():
+        watch.display.note("")
+        counts[row["kind"]] = counts.get(row["kind"], 0) + 1
+        if row["kind"] == "left" and not stopped:
+            stopped, since = row["reason"], time.monotonic()
+            watch.display.note("stopping: calls in flight finish")
+        # Without engines the rest is through at once; engines would work on for hours.
+        if stopped and engines and time.monotonic() - since > SETTLED and not _in_flight(watch):
+            break
+    return stopped
+
+
+def _in_flight(watch: Watch) -> float:
+    import ray
+
+    counts = ray.get(watch.tally.snapshot.remote())
+    return counts.get("calls_started", 0) - counts.get("calls_finished", 0)
+
+
+def blocks(items: list[dict[str, Any]]) -> "ray.data.Dataset":
+    """A dataset of `items`, one a block as far as Ray Data's scheduler handles as many."""
+    import ray.data
+
+    return ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
+
+
+def saved(dataset: "ray.data.Dataset", store: Store, *, keep: bool) -> "ray.data.Dataset":
+    """Packed rows saved in the folders of their kinds; then `{prompt_id, kind, reason}`, or with `keep`
+    the rows themselves."""
+    save: Any = functools.partial(_save, store=store, keep=keep)
+    return dataset.map_batches(save, batch_size=ROWS_A_FILE, batch_format="pyarrow", num_cpus=TASK_CPUS)
+
+
+def _save(batch: pa.Table, store: Store, keep: bool) -> pa.Table:
+    """Write each kind of row to its folder.
+
+    With `keep` the whole rows flow on, else `{prompt_id, kind, reason}`.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    reasons: list[str] = []
+    for packed in batch.to_pylist():
+        row = unpack(packed)
+        reasons.append(row["reason"] if packed["kind"] == "left" else "")
+        if keep or row.get("stage") != "sample":  # the others were saved when they left the engine
+            groups.setdefault(packed["kind"], []).append(row)
+    groups.pop("left", None)
+    for kind, rows in groups.items():
+        store.write_rows(kind, rows, SCHEMAS[kind])
+    return batch if keep else batch.select(["prompt_id", "kind"]).append_column("reason", [reasons])
