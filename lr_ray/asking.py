@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lr_ray.config import Config
-from lr_ray.flow import blocks, flow, saved
+from lr_ray.flow import SAVING, blocks, flow, saved
 from lr_ray.llm.asker import Asker, ask_stage
 from lr_ray.llm.spending import Stopped
 from lr_ray.placement import DATA_TASKS, Need, require
-from lr_ray.rows import pack
-from lr_ray.runtime import TASK_CPUS, Watch
+from lr_ray.rows import Kind, Packed, pack
+from lr_ray.runtime import Watch
 from lr_ray.store import Store
 
 Load = Callable[[Any], Mapping[str, Any]]
-"""Item → row with a `prompt_id`, in a task anywhere; so that long rows need not pass through the driver."""
+"""Item → row with a `prompt_id`, by the actor that works on it: long rows pass through nobody else."""
 
 
 def ask_rows(
@@ -32,7 +32,7 @@ def ask_rows(
     name: str,
     retry: bool = False,
 ) -> dict[str, int]:
-    """Let `asker` work on every item (its row's id, and what `load` makes the row of) that is not done.
+    """Let `asker` work on every item that is not done: a row's id, and the JSON `load` makes the row of.
 
     What it makes lies in the folder of that kind, what failed for good in `failed/`; with `retry`, that is
     taken up again. Calls are under `config.judge`'s limits and budget, and in the ledger of `store`.
@@ -51,13 +51,14 @@ def ask_rows(
     if left:
         judge = config.judge
         each = {"CPU": judge.num_cpus, **judge.resources}
-        loading = Need("loading and saving", 2, {"CPU": TASK_CPUS}, flexible=False)
-        needs = [loading, DATA_TASKS, Need(name, judge.actors, each)]
+        needs = [SAVING, DATA_TASKS, Need(name, judge.actors, each)]
         actors = require(needs, config.wait_for_nodes)[-1]
-        config = config.model_copy(update={"judge": judge.model_copy(update={"actors": actors})})
+        changes = {"actors": actors, "retry_unscored": retry and judge.retry_unscored}
+        config = config.model_copy(update={"judge": judge.model_copy(update=changes)})
         with watch.display.stage(name, len(left), (asker.makes, "failed")):
-            rows = blocks(left).map(functools.partial(_load, load=load, kind=asker.takes), num_cpus=TASK_CPUS)
-            made = ask_stage(rows, asker, config, store, watch.tally)
+            places = [dict(pack("pointer", one)) for one in left]
+            opened = functools.partial(_load, load=load, kind=asker.takes)
+            made = ask_stage(blocks(places), asker, config, store, watch.tally, opened)
             stopped = flow(saved(made, store, keep=False), counts, watch, engines=False)
         if stopped:
             done = f"{counts[asker.makes]} rows were done now, {counts['done']} before"
@@ -67,5 +68,5 @@ def ask_rows(
     return counts
 
 
-def _load(item: dict[str, Any], load: Load, kind: Any) -> dict[str, Any]:
-    return dict(pack(kind, load(item["item"])))
+def _load(place: dict[str, Any], load: Load, kind: Kind) -> Packed:
+    return pack(kind, load(place["item"]))

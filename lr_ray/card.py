@@ -10,6 +10,7 @@ import yaml
 
 from lr_ray.store import Store
 
+PAPER = "https://arxiv.org/abs/2410.21252"
 LORA = "[LoRA](https://arxiv.org/abs/2106.09685)"
 _SETTINGS = {
     "dpo": ("beta", "ce_weight", "ce_normalization", "loss_type", "label_smoothing", "margin_scale"),
@@ -64,12 +65,29 @@ def _made(config: dict[str, Any], start: str) -> str:
     with_lora = f" with {LORA}" if training.get("lora") else ""
     judge = ""
     if training["method"] == "dpo" and not training["data"]:
-        judge = (
-            f" The pairs are the best and the worst of {config['sampling']['n']} answers a prompt, as scored "
-            f"by `{_plain(config['judge']['model'])}` after LongReward "
-            "([arXiv 2410.21252](https://arxiv.org/abs/2410.21252))."
-        )
+        judge = _paired(config)
     return f"Made from `{_plain(start)}` by {how}{with_lora} with lr-ray.{judge}"
+
+
+def _paired(config: dict[str, Any]) -> str:
+    """Where the pairs come from."""
+    n, reward = config["sampling"]["n"], config.get("pairs", {}).get("reward", "longreward")
+    judged = (
+        f"as scored by `{_plain(config['judge']['model'])}` after LongReward ([arXiv 2410.21252]({PAPER}))"
+    )
+    srm = f"`{_plain(config.get('rewards', {}).get('srm', {}).get('model'))}`"
+    how = {
+        "longreward": f"are the best and the worst of {n} answers a prompt, {judged}",
+        "length": f"are the longest and the shortest of {n} answers a prompt",
+        "random": f"are drawn at random from {n} answers a prompt",
+        "srm": f"are the best and the worst of {n} answers a prompt, as scored by {srm} without the context",
+        "direct": f"are two of {n} answers a prompt drawn at random, compared in one call to a judge",
+        "contrast": "are a stronger model's answer over the model's own",
+    }
+    without = (
+        f"are the best and the worst of {n} answers a prompt, {judged} {_plain(reward).replace('_', ' ')}"
+    )
+    return f" The pairs {how.get(reward, without)}."
 
 
 def _data(config: dict[str, Any], store: Store) -> list[str]:
@@ -101,18 +119,24 @@ def _results(config: dict[str, Any], results: dict[str, Any]) -> str:
         (
             _plain(row["metric"]),
             *(f"{row[side]:.2f}" for side in ("before", "after")),
-            f"{row['difference']:+.2f} ({row['low']:.2f} … {row['high']:.2f})",
+            f"{row['difference']:+.2f}" + _interval(row),
         )
         for row in results["table"]
         if row.get("difference") is not None
     ]
     where = ", ".join(f"`{_plain(url)}`" for url in config["evaluation"]["prompts"])
+    held_out = f"{results['prompts']:,} held-out prompts ({where})" if where else ""
+    tests = ", ".join(f"`{_plain(name)}`" for name in results.get("benchmarks") or {})
     said = (
-        f"{results['prompts']:,} held-out prompts ({where}), {results['n']} answers each, before against "
+        f"{' and '.join(filter(None, (held_out, tests)))}, {results['n']} answers each, before against "
         "after; the paired difference with its 95% interval over prompts (bootstrap). The judge is the one "
         "that made the pairs, where it made them."
     )
     return f"## Results\n\n{said}\n\n" + _table(("metric", "before", "after", "difference"), rows)
+
+
+def _interval(row: dict[str, Any]) -> str:
+    return "" if row["low"] is None or row["high"] is None else f" ({row['low']:.2f} … {row['high']:.2f})"
 
 
 def _table(head: tuple[str, ...], rows: list[Any]) -> str:

@@ -54,6 +54,8 @@ _verb("judge", ("judge",), "Scores for candidates, sampled here or read from dat
 _verb("pairs", ("pairs",), "Best against worst of every judged prompt.")
 _verb("train", ("train",), "DPO on the pairs, or SFT on training.data.")
 _verb("evaluate", ("evaluate",), "The model before and after on held-out prompts.")
+_verb("synthesize", ("synthesize",), "Long-context prompts with answers, made of synthesis.documents.")
+_verb("agreement", ("agreement",), "How far the judge agrees with labelled pairs.")
 _verb("retry-failed", ("retry_failed",), "Take up again what is in failed/, paying only for what is missing.")
 _verb("report", ("report",), "The run directory as one page, report.html.")
 
@@ -64,8 +66,24 @@ def _plan(config: str, overrides: tuple[str, ...]) -> int:
     from lr_ray import plan
 
     loaded = configs.load(config, list(overrides))
+    if loaded.synthesis.documents:
+        from lr_ray.synthesis import forecast
+
+        click.echo(forecast.render(forecast.make(loaded), loaded))
+        if not (loaded.data.prompts or loaded.data.candidates):
+            return 0
     click.echo(plan.render(plan.make(loaded), loaded))
     return 0
+
+
+@_with_config("compare", "Several rewards or trainings on the same candidates, in one table.")
+def _compare(config: str, overrides: tuple[str, ...]) -> int:
+    from lr_ray import compare
+    from lr_ray import config as configs
+
+    failed, result = compare.execute(configs.load(config, list(overrides)))
+    compare.show(result)
+    return 1 if failed else 0
 
 
 @_with_config("serve-judge", "An open-weights judge inside the Ray cluster, until interrupted.")

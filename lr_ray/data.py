@@ -90,6 +90,29 @@ def scan(patterns: list[str], candidates: list[str] | None = None) -> list[Point
     return _neighbours(pointers, documents)
 
 
+def answers(patterns: list[str]) -> dict[str, Pointer]:
+    """Where the answers to each prompt lie, for prompts that are known otherwise; `answers_at` reads them.
+
+    Raises:
+        ValueError: one sentence naming the file, the row and the fault.
+    """
+    grouped: dict[str, list[Place]] = {}
+    for place, raw in rows(patterns):
+        to_candidates(raw, place)
+        grouped.setdefault(_candidate_ids(raw, place)[0], []).append(place)
+    if not grouped:
+        raise ValueError(f"{', '.join(patterns)}: no candidates in there")
+    found = {prompt_id: Pointer(prompt_id, places[0], places) for prompt_id, places in grouped.items()}
+    for pointer in found.values():
+        answers_at(pointer)
+    return found
+
+
+def answers_at(pointer: Pointer) -> list[Candidate]:
+    """The candidates behind a pointer of `answers`, by index."""
+    return _gather(pointer, {})
+
+
 def _document(prompt: Prompt) -> bytes:
     return hashlib.blake2b(prompt["context"].encode("utf-8", "surrogatepass"), digest_size=16).digest()
 

@@ -1,11 +1,12 @@
-"""A model before and after on held-out prompts, through the same sampling and judging as the run."""
+"""A model before and after on held-out prompts, through the same sampling and judging as the run, and on
+benchmarks (`benchmark_runs`)."""
 
 import json
 from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
-from lr_ray import data
+from lr_ray import benchmark_results, benchmark_runs, data
 from lr_ray.config import DIMENSIONS, Config
 from lr_ray.rollout import failed, rollout
 from lr_ray.runtime import Watch
@@ -16,27 +17,62 @@ METRICS = ("reward", *DIMENSIONS)
 SIDES = ("before", "after")
 
 
-def evaluate(config: Config, store: Store, pointers: list[data.Pointer], watch: Watch) -> dict[str, Any]:
-    """Sample and judge the held-out prompts with both models, compare, write `evaluation.json`.
+def evaluate(
+    config: Config,
+    store: Store,
+    pointers: list[data.Pointer],
+    watch: Watch,
+    source: Store | None = None,
+    retry: bool = False,
+) -> dict[str, Any]:
+    """Sample and judge the held-out prompts with both models, and the benchmarks of the config; compare;
+    write `evaluation.json`.
+
+    The model before may be shared by several runs: then it is that of the run directory `source`. With
+    `retry`, what failed in the benchmarks is taken up again (for the held-out prompts see `retry`).
 
     Returns:
         What is written: `table` has a row a metric with the means, the paired difference and its 95%
-        interval over prompts (bootstrap); `unscored` counts candidates' dimensions without a score.
+        interval over prompts (bootstrap); `unscored` counts candidates' dimensions without a score;
+        `benchmarks` says of each what was cut, failed and is unscored, and why.
     """
-    for name, of_side, there in sides(config, store):
+    for name, of_side, there in sides(config, store, source):
         rollout(of_side, there, pointers, watch, name=name)
-    return written(config, store, pointers)
+    prepared = benchmark_runs.prepare(config, store)
+    ids = [pointer.prompt_id for pointer in pointers]
+    benchmark_runs.run(_both(config, store, source), store, prepared, ids, watch, retry)
+    return written(config, store, pointers, source, prepared)
 
 
-def sides(config: Config, store: Store) -> Iterator[tuple[str, Config, Store]]:
+def sides(config: Config, store: Store, source: Store | None = None) -> Iterator[tuple[str, Config, Store]]:
     """Before and after: a name for the display, the config and the run directory of each."""
     for side, model in zip(SIDES, _models(config, store), strict=True):
-        sampling = config.sampling.model_copy(update={"model": model, "n": config.evaluation.n})
-        of_side = config.model_copy(update={"sampling": sampling})
-        yield f"evaluation, {side}", of_side, _store(store, side)
+        asked = config.evaluation
+        update = {
+            "model": model,
+            "n": asked.n,
+            "temperature": asked.temperature,
+            "max_tokens": asked.max_tokens,
+        }
+        update = {name: value for name, value in update.items() if value is not None}
+        of_side = config.model_copy(update={"sampling": config.sampling.model_copy(update=update)})
+        yield f"evaluation, {side}", of_side, _side(store, side, source)
 
 
-def written(config: Config, store: Store, pointers: list[data.Pointer]) -> dict[str, Any]:
+def _both(config: Config, store: Store, source: Store | None) -> list[benchmark_runs.Side]:
+    """The two sides as benchmarks know them."""
+    roots = {"before": source or store, "after": store}
+    found = zip(SIDES, sides(config, store, source), strict=True)
+    return [benchmark_runs.Side(side, of_side, roots[side]) for side, (_, of_side, _) in found]
+
+
+def written(
+    config: Config,
+    store: Store,
+    pointers: list[data.Pointer],
+    source: Store | None = None,
+    prepared: benchmark_runs.Prepared | None = None,
+) -> dict[str, Any]:
     """Compare what is judged; see `evaluate`."""
     models = dict(zip(SIDES, _models(config, store), strict=True))
     result: dict[str, Any] = {
@@ -49,11 +85,27 @@ def written(config: Config, store: Store, pointers: list[data.Pointer]) -> dict[
     }
     means: dict[str, dict[str, dict[str, float]]] = {}
     for side in SIDES:
-        means[side], result["unscored"][side] = judged_means(_store(store, side))
-    result["table"] = [{"metric": m, **compare(means["before"][m], means["after"][m])} for m in METRICS]
-    result["failed"] = {side: len(failed(_store(store, side))) for side in SIDES}
+        means[side], result["unscored"][side] = judged_means(_side(store, side, source))
+    if pointers:
+        result["table"] = [{"metric": m, **compare(means["before"][m], means["after"][m])} for m in METRICS]
+        held_out = {side: _side(store, side, source) for side in SIDES}
+        ids = {pointer.prompt_id for pointer in pointers}
+        facts, result["unscored facts"] = benchmark_results.fact_rows(held_out, None, ids)
+        result["table"] += facts
+    result["failed"] = {side: len(failed(_side(store, side, source))) for side in SIDES}
+    both = _both(config, store, source)
+    prepared = prepared or benchmark_runs.prepare(config, store)
+    rows, result["benchmarks"] = benchmark_results.results(both, store, prepared.cases)
+    result["table"] += rows
+    for side, lost in benchmark_results.failed(both, store).items():
+        result["failed"][side] = result["failed"].get(side, 0) + lost
     store.write(json.dumps(result, indent=2).encode(), "evaluation.json")
     return result
+
+
+def lost(config: Config, store: Store, source: Store | None = None) -> bool:
+    """Whether anything of the benchmarks failed for good."""
+    return any(benchmark_results.failed(_both(config, store, source), store).values())
 
 
 def _models(config: Config, store: Store) -> tuple[str, str]:
@@ -62,6 +114,10 @@ def _models(config: Config, store: Store) -> tuple[str, str]:
 
 def _store(store: Store, side: str) -> Store:
     return store.sub("evaluation", side)
+
+
+def _side(store: Store, side: str, source: Store | None) -> Store:
+    return _store(source if source is not None and side == "before" else store, side)
 
 
 def judged_means(store: Store) -> tuple[dict[str, dict[str, float]], dict[str, int]]:

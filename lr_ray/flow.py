@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from lr_ray.placement import Need
 from lr_ray.rows import SCHEMAS, unpack
 from lr_ray.runtime import TASK_CPUS, Watch
 from lr_ray.store import Store
@@ -23,6 +24,9 @@ SETTLED = 3.0
 """Seconds after which the counters are sure to know of every call in flight; they lag by one."""
 MOST_BLOCKS = 2000
 """Ray Data's unit of streaming is a block; one a prompt, up to what its scheduler handles with ease."""
+
+SAVING = Need("saving", 2, {"CPU": TASK_CPUS}, flexible=False)
+"""What the tasks that write rows take."""
 
 
 def flow(dataset: "ray.data.Dataset", counts: dict[str, int], watch: Watch, engines: bool) -> str:
@@ -48,7 +52,11 @@ def _in_flight(watch: Watch) -> float:
 
 
 def blocks(items: list[dict[str, Any]]) -> "ray.data.Dataset":
-    """A dataset of `items`, one a block as far as Ray Data's scheduler handles as many."""
+    """A dataset of `items`, one a block as far as Ray Data's scheduler handles as many.
+
+    Mostly rows of kind "pointer", which whoever works on them loads: tasks that loaded them would run ahead
+    of slower stages and fill the object store.
+    """
     import ray.data
 
     return ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))

@@ -15,6 +15,10 @@ COUNTERS = (
     "candidates",
     "sample_tokens",
     "judged",  # prompts
+    "rewarded",  # prompts, by another reward than LongReward's
+    "preferred",  # prompts, by direct pairwise calls
+    "synthesized",  # contexts
+    "graded",  # prompts, or comparisons of two answers to one
     "failed",  # prompts, for good
     "calls",  # answers used, of which
     "calls_reused",  # came from the ledger
@@ -108,7 +112,7 @@ class Meter:
         since = {name: count - self._base.get(name, 0) for name, count in counts.items()}
         done = sum(since.get(name, 0) for name in self._counted)
         training = self._counted == STEPS
-        total = counts.get("train_total") if training else self._total
+        total = (counts.get("train_total") or None) if training else self._total
         _slide(self._calls, now, since.get("calls_finished", 0), RATE_WINDOW)
         # The pace starts with the first finished row: before it engines start and the pipe fills.
         if self._done and self._done[0][1] == done:

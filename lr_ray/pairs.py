@@ -13,24 +13,29 @@ IDENTICAL = "identical texts"
 TIE = "tie"
 MARGIN = "margin"
 LENGTH_RATIO = "length ratio"
-REASONS = (TOO_FEW, IDENTICAL, TIE, MARGIN, LENGTH_RATIO)
-"""Why a prompt gives no pair, in the order in which the rules are asked."""
+UNREWARDED = "no reward"
+REASONS = (UNREWARDED, TOO_FEW, IDENTICAL, TIE, MARGIN, LENGTH_RATIO)
+"""Why a prompt gives no pair, in the order in which the rules are asked. The first is of rewards that were
+made elsewhere (`lr_ray.rewards`) and may have nothing on a prompt."""
 
 # Rewards are means of a few floats: differences below this are rounding, not judgement.
 _ROUNDING = 1e-9
 
 
-def choose(row: rows.Judged, rules: config.Pairs) -> rows.Pair | str:
+def choose(row: rows.Judged, rules: config.Pairs, unasked: int = 0) -> rows.Pair | str:
     """The row's preference pair, or the one of `REASONS` for which it has none.
+
+    The rewards in `row` may be of any kind and scale, see `config.Pairs.reward`; `unasked` more candidates
+    were there for a reward that looks at a few of them only, and count for `rules.min_candidates`.
 
     Chosen is the highest reward, the lowest index among equals. Rejected is the lowest reward (again
     the lowest index among equals) of the candidates that may be paired with it: text different from the
     chosen one, up to surrounding white space; reward lower, by `rules.margin` at least; lengths within
     `rules.max_length_ratio`. The rules fall one after another, and the first that leaves nobody names
-    the reason. A candidate without a reward takes no part.
+    the reason. A candidate without a reward, or without any text (which no trainer can learn), takes no part.
     """
-    scored = [(c["reward"], c) for c in row["candidates"] if c["reward"] is not None]
-    if len(scored) < rules.min_candidates:
+    scored = [(c["reward"], c) for c in row["candidates"] if c["reward"] is not None and c["text"].strip()]
+    if len(scored) < 2 or len(scored) + unasked < rules.min_candidates:
         return TOO_FEW
     high, best = min(scored, key=lambda item: (-item[0], item[1]["index"]))
     rivals = [item for item in scored if item[1]["text"].strip() != best["text"].strip()]

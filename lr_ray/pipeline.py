@@ -12,29 +12,37 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from lr_ray import card, evaluation, metrics, pairs, runtime
-from lr_ray.config import Config
+from lr_ray import agreement, card, evaluation, metrics, pairs, rewards, runtime
+from lr_ray.config import Config, Pairs
 from lr_ray.llm import shared
 from lr_ray.placement import Need, require, worker
 from lr_ray.preflight import RETRY, Found, check, claim
 from lr_ray.progress import say
-from lr_ray.retry import failures, retry
+from lr_ray.retry import failures, retry, settle, unscored, waiting
 from lr_ray.rollout import rollout
 from lr_ray.rows import PAIRS
 from lr_ray.runtime import Watch
 from lr_ray.sampling import check_model
 from lr_ray.store import Store
+from lr_ray.synthesis import run as synthesis
 
 PAIRS_A_FILE = 256
 
 
 class Run:
-    """One call of the command line on one run directory; `failed` counts rows that failed for good."""
+    """One call of the command line on one run directory; `failed` counts rows that failed for good.
 
-    def __init__(self, config: Config, watch: Watch, found: Found | None = None) -> None:
+    With `store`, pairs and all that follows from them lie there; what is sampled and judged, and the model
+    before, are those of `config.run_dir` all the same.
+    """
+
+    def __init__(
+        self, config: Config, watch: Watch, found: Found | None = None, store: Store | None = None
+    ) -> None:
         self.config, self.watch = config, watch
         self.found = found or Found()
-        self.store = Store(config.run_dir)
+        self.source = Store(config.run_dir)
+        self.store = store or self.source
         self.failed = 0
 
     @contextmanager
@@ -84,11 +92,30 @@ class Run:
         if self.found.held_out:
             with self.timed("evaluation"):
                 for name, config, store in evaluation.sides(self.config, self.store):
-                    if any(failures(store)):
+                    if waiting(config, store):
                         counts = retry(config, store, self.found.held_out, self.watch, name)
                         self._retry(f"retry-failed, {name}", counts)
                 if self.store.exists("evaluation.json"):
                     evaluation.written(self.config, self.store, self.found.held_out)
+        if evaluation.lost(self.config, self.store):
+            with self.timed("evaluation"):
+                result = evaluation.evaluate(
+                    self.config, self.store, self.found.held_out, self.watch, retry=True
+                )
+            lost = sum(result["failed"].values())
+            self.failed += lost
+            say(
+                f"retry-failed, benchmarks: {lost} rows failed again"
+                if lost
+                else "retry-failed, benchmarks: done"
+            )
+
+        if synthesis.lost(self.store):
+            before = self.store.files("failed")
+            self.synthesize(retry=True)
+            settle(self.store, before, self.store.index("synthesized").keys())
+        if self.found.labels is not None:
+            self._agree(retry=True)
 
     def _retry(self, what: str, counts: dict[str, int]) -> None:
         self.failed += counts["failed"]
@@ -96,38 +123,61 @@ class Run:
         if counts["failed"]:
             say(f"{what}: {counts['failed']} prompts failed again; failed/ says why")
 
+    def synthesize(self, retry: bool = False) -> None:
+        """Documents → `prompts.jsonl`; `synthesis.json` counts what became of documents and questions."""
+        with self.timed("synthesis"):
+            made = synthesis.synthesize(self.config, self.store, self.watch, retry=retry)
+        self.failed += made["failed"]
+        say(synthesis.said(made, self.store.url))
+
     def pairs(self) -> None:
         """Best against worst of every judged prompt; `pairs.json` counts what was dropped and why."""
-        rules = self.config.pairs.model_dump()
-        ids = sorted(self.store.index("judged"))
+        ids = sorted(self.source.index("judged"))
         before = json.loads(self.store.read("pairs.json") or b"{}")
-        if before.get("rules") == rules and before.get("prompts") == len(ids):
+        if before.get("prompts") == len(ids) and self._by_these_rules(before):
             say(f"pairs: {before['pairs']} pairs were made already")
             self._show(before)
             return
         if before and self.store.exists("checkpoints"):
             raise ValueError(
-                f"{self.config.run_dir}: the model there is trained on other pairs "
+                f"{self.store.url}: the model there is trained on other pairs "
                 "(the rules or the judged prompts changed); use another run_dir"
             )
         with self.timed("pairs"):
-            dropped: dict[str, int] = {}
-            made: list[Any] = []
-            for row in self.store.rows("judged"):
-                pair: Any = pairs.choose(row, self.config.pairs)  # type: ignore[arg-type]
-                if isinstance(pair, str):
-                    dropped[pair] = dropped.get(pair, 0) + 1
-                else:
-                    made.append(pair)
-            made.sort(key=lambda pair: pair["prompt_id"])
+            self.failed += rewards.make(self.config, self.source, self.watch)
+            made, dropped = self._chosen()
             self.store.clear("pairs")
             for start in range(0, len(made), PAIRS_A_FILE):
                 self.store.write_rows("pairs", made[start : start + PAIRS_A_FILE], PAIRS)
-            audit = {"prompts": len(ids), "pairs": len(made), "dropped": dropped, "rules": rules}
+            audit = {
+                **{"prompts": len(ids), "pairs": len(made), "dropped": dropped},
+                **{"rules": self.config.pairs.model_dump(), "reward": rewards.settings(self.config)},
+            }
             self.store.write(json.dumps(audit, indent=2).encode(), "pairs.json")
         self._show(audit)
         drops = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
         say(f"pairs: {len(made)} pairs of {len(ids)} prompts" + (f"; dropped: {drops}" if drops else ""))
+
+    def _chosen(self) -> tuple[list[Any], dict[str, int]]:
+        """The pairs by prompt id, and how many prompts gave none, by reason."""
+        dropped: dict[str, int] = {}
+        made: list[Any] = []
+        rewarded = rewards.rewarder(self.config, self.source)
+        for row in self.source.rows("judged"):
+            found = rewarded(row)  # type: ignore[arg-type]
+            pair: Any = pairs.choose(found[0], self.config.pairs, found[1]) if found else pairs.UNREWARDED
+            if isinstance(pair, str):
+                dropped[pair] = dropped.get(pair, 0) + 1
+            else:
+                made.append(pair)
+        made.sort(key=lambda pair: pair["prompt_id"])
+        return made, dropped
+
+    def _by_these_rules(self, audit: dict[str, Any]) -> bool:
+        """Whether the pairs that `audit` counts were made as they would be again."""
+        # What an audit does not name has its default.
+        rules = Pairs.model_validate(audit.get("rules", {}))
+        return rules == self.config.pairs and audit.get("reward", {}) == rewards.settings(self.config)
 
     def _show(self, audit: dict[str, Any]) -> None:
         """What became of the judged prompts, as metrics; pairs alone can be made without a watch."""
@@ -145,11 +195,13 @@ class Run:
             say("train: the model was trained already")
             return
         if training.method == "dpo" and not training.data and not self.store.files("pairs"):
-            raise ValueError(f"{self.config.run_dir}: no pairs to train on; judge and pair first")
+            raise ValueError(f"{self.store.url}: no pairs to train on; judge and pair first")
         workers = Need("training", training.num_workers, worker(training), flexible=False)
         require([workers], self.config.wait_for_nodes)
         from lr_ray.meter import STEPS
 
+        # Of several trainings in one call, each counts its own.
+        self.watch.tally.put.remote({"train_steps": 0, "train_total": 0, "train_tokens": 0})
         with self.timed("training"), self.watch.display.stage("training", counted=STEPS):
             self.watch.display.note("starting Ray Train and DeepSpeed")
             done = launch.train(self.config, self.store, self.watch.tally)
@@ -158,16 +210,29 @@ class Run:
         card.write(self.store)
 
     def evaluate(self) -> None:
-        """The model before and after on `evaluation.prompts`."""
-        if not self.config.evaluation.prompts:
-            say("evaluate: no evaluation.prompts in the config, so nothing is evaluated")
+        """The model before and after on `evaluation.prompts` and `evaluation.benchmarks`."""
+        if not (self.config.evaluation.prompts or self.config.evaluation.benchmarks):
+            say("evaluate: no evaluation.prompts or benchmarks in the config, so nothing is evaluated")
             return
         if not self.config.evaluation.model and not self.store.exists("model"):
-            raise ValueError(f"{self.config.run_dir}: no model to evaluate; train first")
+            raise ValueError(f"{self.store.url}: no model to evaluate; train first")
         with self.timed("evaluation"):
-            result = evaluation.evaluate(self.config, self.store, self.found.held_out, self.watch)
+            result = evaluation.evaluate(
+                self.config, self.store, self.found.held_out, self.watch, self.source
+            )
         card.write(self.store)
         self.failed += sum(result["failed"].values())
+
+    def agreement(self) -> None:
+        """How far the judge agrees with `agreement.pairs`."""
+        self._agree(retry=False)
+
+    def _agree(self, *, retry: bool) -> None:
+        assert self.found.labels is not None
+        with self.timed("agreement"):
+            result = agreement.agree(self.config, self.store, self.found.labels, self.watch, retry=retry)
+        self.failed += result["failed"]
+        say(agreement.render(result))
 
     def report(self) -> None:
         """Everything in the run directory → `report.html`."""
@@ -198,6 +263,10 @@ def execute(config: Config, stages: tuple[str, ...]) -> int:
             say("retry-failed: nothing is in failed/")
             return 0
     found = check(config, needs)
+    if "synthesize" in needs:
+        synthesis.check(config)
+    if "pairs" in needs:
+        rewards.check(config)
     if stages == ("report",):
         claim(config, stages)
         report(Store(config.run_dir))
@@ -211,13 +280,18 @@ def _to_retry(config: Config) -> tuple[str, ...]:
     """The stages that take up again what has failed."""
     store = Store(config.run_dir)
     failed_at = {row["stage"] for row in failures(store)}
-    needs: tuple[str, ...] = ("judge",) if failed_at else ()
+    needs: tuple[str, ...] = ("judge",) if failed_at - {"synthesize"} or unscored(config, store) else ()
     if "sample" in failed_at:
         needs = ("sample", *needs)
-    if config.evaluation.prompts and any(
-        any(failures(there)) for *_, there in evaluation.sides(config, store)
-    ):
+    held_out = config.evaluation.prompts and any(
+        waiting(of_side, there) for _, of_side, there in evaluation.sides(config, store)
+    )
+    if held_out or evaluation.lost(config, store):
         needs = (*needs, "evaluate")
+    if synthesis.lost(store):
+        needs = (*needs, "synthesize")
+    if agreement.lost(store):
+        needs = (*needs, "agreement")
     return needs
 
 
@@ -233,7 +307,7 @@ def _execute(config: Config, stages: tuple[str, ...], found: Found) -> int:
         steps += [getattr(run, stage) for stage in stages]
         for step in steps:
             step()
-            if run.failed and run.nothing_left:
+            if run.failed and run.nothing_left and step != run.agreement:
                 say("every prompt failed, so nothing is left for the later stages")
                 break
         return run.failed

@@ -3,8 +3,9 @@
 The calls are those that the judge would make (`judge.forecast`), counted on the data, a spread sample where
 it is large: real chunks, prompts and retrieved passages, and of answers that are there (`data.candidates`, or
 sampled already) the real texts. Assumed is what nobody can know before: answers that are not there, and what
-a judge says. As soon as prompts are judged, their ledger says how far that was off, and the forecast of all
-is corrected by it.
+a judge says; there the forecast has two ends (`plan_range`). The first answers that are paid say how much the
+judge writes; as soon as prompts are judged, their ledger says how far all of it was off, and the forecast is
+corrected by it.
 """
 
 import math
@@ -13,12 +14,14 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, TypeVar
 
-from lr_ray import data, plan_training
+from lr_ray import data, plan_range, plan_training
+from lr_ray.benchmarks import forecast as benchmarked
 from lr_ray.config import Config
 from lr_ray.judge import chunks, forecast, repeats
 from lr_ray.llm import usage
 from lr_ray.llm.usage import Used
 from lr_ray.meter import cost
+from lr_ray.plan_range import HIGH, LOW, POINT, Supposed, total
 from lr_ray.preflight import inputs
 from lr_ray.rows import Candidate
 from lr_ray.store import Store
@@ -27,6 +30,8 @@ SAMPLE = 100  # prompts counted in full; the rest are taken to be alike
 JUDGED = 50  # judged prompts whose forecast is compared with what they used
 STATEMENTS, ANSWER_TOKENS = 10, 300  # of a candidate that is not there yet, as the paper's estimate has it
 LATENCY = 3.0  # seconds a judge call takes
+FEW = 10  # prompts counted again at each end, while no answers are there
+HEARD = 10  # answers of one kind that say how much a judge writes
 DIMENSION = {
     "helpfulness": "helpfulness",
     "logicality": "logicality",
@@ -45,6 +50,7 @@ class Forecast:
     """Of a whole run. `kinds` is judging by kind of call; `evaluation` both models on the held-out prompts.
 
     `money` is for both, None without prices; `spent` of it the ledger holds already, for `done` prompts.
+    `ends` are the least and the most of both together, None where judged prompts have told the way between.
     """
 
     prompts: int
@@ -54,6 +60,7 @@ class Forecast:
     chunks: float
     kinds: dict[str, Used]
     evaluation: Used
+    ends: tuple[Used, Used] | None = None
     money: float | None = None
     spent: float = 0.0
     done: int = 0
@@ -64,10 +71,7 @@ class Forecast:
     @property
     def all(self) -> Used:
         """Judging and evaluation together."""
-        total = Used()
-        for one in (*self.kinds.values(), self.evaluation):
-            total.add(one)
-        return total
+        return total(self.kinds, {"": self.evaluation})
 
 
 def make(config: Config) -> Forecast:
@@ -78,14 +82,16 @@ def make(config: Config) -> Forecast:
     """
     store, pointers = Store(config.run_dir), inputs(config)
     answers = _Answers(config, store)
-    rows = [answers.of(pointer) for pointer in _spread(pointers, SAMPLE)]
-    correction, seconds, judged = _learned(config, store)
+    learned = _learned(config, store)
+    prompts = _Part(pointers, len(pointers))
     held_out = data.scan(config.evaluation.prompts) if config.evaluation.prompts else []
-    asked = [answers.of(pointer, config.evaluation.n) for pointer in _spread(held_out, SAMPLE // 2)]
+    # Both models answer them.
+    evaluated = _Part(held_out, 2 * len(held_out), config.evaluation.n, SAMPLE // 2)
+    parts = [part for part in (prompts, evaluated) if part.pointers]
+    rows = prompts.rows(answers)
     measure = chunks.measure(config.judge.tokenizer)
-    evaluation = Used()
-    for one in _count(config, asked, 2 * len(held_out), correction).values():
-        evaluation.add(one)
+    kinds = [_count(config, part.rows(answers), part.prompts, learned) for part in parts]
+    benchmarks = benchmarked.calls(config, _made_up(config)[0])
     result = Forecast(
         prompts=len(pointers),
         counted=len(rows),
@@ -94,16 +100,49 @@ def make(config: Config) -> Forecast:
         chunks=fmean(
             len(chunks.split(r["context"], config.judge.extract_chunk_tokens, measure)) for r in rows
         ),
-        kinds=_count(config, rows, len(pointers), correction),
-        evaluation=evaluation,
-        judged=judged,
+        kinds=kinds[0],
+        evaluation=total(*kinds[1:], benchmarks),
+        judged=learned.judged,
         done=len({pointer.prompt_id for pointer in pointers} & store.index("judged").keys()),
     )
+    if not learned.judged or answers.made_up:
+        low, high = (_end(config, parts, kinds, answers, learned, one) for one in (LOW, HIGH))
+        for end in (low, high):
+            end.add(total(benchmarks))  # how far these are off is not known
+        result.ends = low, high
     _price(config, store, result)
-    _time(config, result, seconds)
+    _time(config, result, learned.seconds)
     _assumptions(config, result, answers)
     result.notes += plan_training.forecast(config, result.prompts)
     return result
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What judged prompts and paid answers tell.
+
+    `correction` is used over forecast by kind of call (`cached_tokens`: the share of the prompt tokens) and
+    `seconds` are of a prompt, from `judged` prompts. `heard` are all answers by kind, where none is judged.
+    """
+
+    correction: Mapping[str, Used] = field(default_factory=dict)
+    seconds: float | None = None
+    judged: int = 0
+    heard: Mapping[str, Used] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Prompts to be judged `prompts` times in all: with `n` answers each, or those that they have."""
+
+    pointers: Sequence[data.Pointer]
+    prompts: int
+    n: int | None = None
+    most: int = SAMPLE
+
+    def rows(self, answers: "_Answers", supposed: Supposed = POINT, most: int | None = None) -> list[Any]:
+        """Those that are counted in full, `most` at most."""
+        return [answers.of(one, self.n, supposed) for one in _spread(self.pointers, most or self.most)]
 
 
 class _Answers:
@@ -116,29 +155,32 @@ class _Answers:
         self._lent = [_row(store, "sampled", self._sampled[one])["candidates"] for one in lenders]
         self.made_up = self.borrowed = 0
 
-    def of(self, pointer: data.Pointer, n: int | None = None) -> Any:
+    def of(self, pointer: data.Pointer, n: int | None = None, supposed: Supposed = POINT) -> Any:
         """The row at `pointer` with its candidates, or with `n` that stand for them."""
         row: Any = data.load(pointer, self._config.data.prompt_template)
         if n is None and pointer.candidates:
             return row
         if n is None and pointer.prompt_id in self._sampled:
             return _row(self._store, "sampled", self._sampled[pointer.prompt_id])
-        return {**row, "candidates": self._stand_in(n or self._config.sampling.n), "sampled_at": 0.0}
+        answers = self._stand_in(n or self._config.sampling.n, supposed)
+        return {**row, "candidates": answers, "sampled_at": 0.0}
 
-    def _stand_in(self, n: int) -> list[Candidate]:
+    def _stand_in(self, n: int, supposed: Supposed) -> list[Candidate]:
         if self._lent:
             self.borrowed += 1
             return self._lent[self.borrowed % len(self._lent)][:n]
         self.made_up += 1
-        tokens, statements = _made_up(self._config)
-        words = "word " * (tokens * chunks.BYTES_A_TOKEN // statements // 5 - 2)
-        texts = (" ".join(f"Point {i} {j} {words.strip()}." for j in range(statements)) for i in range(n))
+        tokens, statements = _made_up(self._config, supposed.length)
+        different = max(1, math.ceil(n * supposed.different))
+        words = "word " * max(0, tokens * chunks.BYTES_A_TOKEN // statements // 5 - 2)
+        points = [[f"Point {i} {j} {words.strip()}." for j in range(statements)] for i in range(different)]
+        texts = [" ".join(points[i % different]) for i in range(n)]
         return [{"index": i, "text": text, "finish_reason": None} for i, text in enumerate(texts)]
 
 
-def _made_up(config: Config) -> tuple[int, int]:
-    """Tokens and statements of an answer that is not there yet."""
-    tokens = min(ANSWER_TOKENS, config.sampling.max_tokens)
+def _made_up(config: Config, length: float = 1.0) -> tuple[int, int]:
+    """Tokens and statements of an answer that is not there yet, of `length` times the usual."""
+    tokens = min(round(ANSWER_TOKENS * length), config.sampling.max_tokens)
     return tokens, max(1, round(STATEMENTS * tokens / ANSWER_TOKENS))
 
 
@@ -151,43 +193,68 @@ def _row(store: Store, folder: str, place: tuple[str, int]) -> dict[str, Any]:
     return store.table(folder, name).slice(row, 1).to_pylist()[0]
 
 
-def _count(config: Config, rows: list[Any], prompts: int, correction: Mapping[str, Used]) -> dict[str, Used]:
+def _count(config: Config, rows: list[Any], prompts: int, learned: _Learned) -> dict[str, Used]:
     """What `prompts` prompts take when they are like `rows`, by kind of call."""
     once = config.judge.model_copy(update={"repeats": config.judge.repeats.model_copy(update={"samples": 0})})
+    cached: set[int] | None = None if config.judge.prices.cached_prompt is None else set()
     kinds: dict[str, Used] = {}
     for row in rows:
-        for kind, used in forecast.of_row(row, once).items():
+        for kind, used in forecast.of_row(row, once, cached).items():
             kinds.setdefault(kind, Used()).add(used, prompts / len(rows))
-    for kind, factor in correction.items():
-        if kind in kinds:
-            one = kinds[kind]
-            one.calls *= factor.calls
-            one.prompt_tokens *= factor.prompt_tokens
-            one.completion_tokens *= factor.completion_tokens
-            one.cached_tokens = factor.cached_tokens * one.prompt_tokens
+    for kind in kinds.keys() & learned.correction.keys():
+        one, factor = kinds[kind], learned.correction[kind]
+        one.calls *= factor.calls
+        one.prompt_tokens *= factor.prompt_tokens
+        one.completion_tokens *= factor.completion_tokens
+        one.cached_tokens = factor.cached_tokens * one.prompt_tokens
+    for kind in kinds.keys() & learned.heard.keys():
+        one, heard = kinds[kind], learned.heard[kind]
+        one.completion_tokens = one.calls * heard.completion_tokens / heard.calls
+        one.cached_tokens = one.prompt_tokens * heard.cached_tokens / heard.prompt_tokens
     return {kind: kinds[kind] for kind in DIMENSION if kind in kinds}
 
 
-def _learned(config: Config, store: Store) -> tuple[dict[str, Used], float | None, int]:
-    """Used over forecast by kind of call, seconds a prompt, and the number of judged prompts that say so.
+def _end(
+    config: Config,
+    parts: list[_Part],
+    points: list[dict[str, Used]],
+    answers: _Answers,
+    learned: _Learned,
+    supposed: Supposed,
+) -> Used:
+    """What all parts, by kind of call `points`, take at one end."""
+    if learned.judged:
+        supposed = supposed.judge_known
+    found = []
+    for part, kinds in zip(parts, points, strict=True):
+        if answers.made_up:
+            few, usual = (
+                _count(config, part.rows(answers, one, FEW), part.prompts, learned)
+                for one in (supposed, POINT)
+            )
+            point = plan_range.scaled(kinds, few, usual)
+        else:
+            point = kinds
+        found.append(plan_range.end(point, supposed, learned.heard, part.prompts))
+    return total(*found)
 
-    They are the run's own or, while it has none, those of a run in `judge.reuse`.
-    `cached_tokens` of a correction is the share of the prompt tokens.
-    """
+
+def _learned(config: Config, store: Store) -> _Learned:
+    """What the run's own judged prompts tell or, while it has none, those of a run in `judge.reuse`."""
     for judged in (store, *map(Store, config.judge.reuse)):
         where = judged.index("judged")
         ids = _spread(sorted(where), JUDGED)
         used = usage.by_kind(judged, set(ids)) if ids else {}
         if used:
             return _compared(config, [_row(judged, "judged", where[one]) for one in ids], used)
-    return {}, None, 0
+    heard = {} if config.judge.reuse else usage.by_kind(store)
+    told = {k: one for k, one in heard.items() if one.calls >= HEARD and one.prompt_tokens}
+    return _Learned(heard=told)
 
 
-def _compared(
-    config: Config, rows: list[Any], used: Mapping[str, Used]
-) -> tuple[dict[str, Used], float | None, int]:
+def _compared(config: Config, rows: list[Any], used: Mapping[str, Used]) -> _Learned:
     correction: dict[str, Used] = {}
-    for kind, expected in _count(config, rows, len(rows), {}).items():
+    for kind, expected in _count(config, rows, len(rows), _Learned()).items():
         got = used.get(kind, Used())
         correction[kind] = Used(got.calls / expected.calls, 1.0, 0.0, 1.0)
         if got.prompt_tokens:  # there are endpoints that do not say
@@ -195,7 +262,7 @@ def _compared(
             correction[kind].cached_tokens = got.cached_tokens / got.prompt_tokens
             correction[kind].completion_tokens = got.completion_tokens / max(1.0, expected.completion_tokens)
     fresh = [row["judged_at"] - row["first_call_at"] for row in rows if not row["usage"]["reused"]]
-    return correction, fmean(fresh) if fresh else None, len(rows)
+    return _Learned(correction, fmean(fresh) if fresh else None, len(rows))
 
 
 def _price(config: Config, store: Store, result: Forecast) -> None:
@@ -228,12 +295,16 @@ def _assumptions(config: Config, result: Forecast, answers: _Answers) -> None:
         result.notes.append(f"corrected by what {result.judged} judged prompts used")
     else:
         result.notes.append(
-            f"assumed: {forecast.RATING_TOKENS} tokens a rating and {forecast.VERDICT_TOKENS} a verdict, "
-            f"every sentence a statement, {LATENCY:g} s a call; corrected as soon as some prompts are judged"
+            "assumed: a judge that writes as much as the examples in its prompt (ends: a third, twice), "
+            f"every sentence a statement (half, one and a half), {LATENCY:g} s a call; corrected as soon as "
+            "some prompts are judged"
         )
+        if config.judge.prices.cached_prompt is not None:
+            result.notes.append("assumed: a prefix cache that keeps what comes again (end: none)")
     if answers.made_up:
         result.notes.append(
-            "assumed: {1} statements and {0} tokens an answer, until some are sampled".format(
+            "assumed: {1} statements and {0} tokens an answer (ends: a third of it, half of the answers "
+            "repeated; three times, no longer than sampling.max_tokens), until some are sampled".format(
                 *_made_up(config)
             )
         )
@@ -243,6 +314,13 @@ def _assumptions(config: Config, result: Forecast, answers: _Answers) -> None:
         result.notes.append(
             f"judge.repeats: up to {most:,.0f} calls more, were best and worst of every prompt "
             f"within {again.margin:g}; not counted above"
+        )
+    runs = len(config.compare.rewards) + len(config.compare.runs)
+    if runs:
+        trainings = runs * len(config.compare.seeds)
+        result.notes.append(
+            f"lr-ray compare: {trainings} trainings, so the evaluation judges {trainings + 1} models, not "
+            "the two counted above; the reward direct asks once more a prompt"
         )
 
 
@@ -270,7 +348,10 @@ def render(result: Forecast, config: Config) -> str:
     lines += [line(DIMENSION[kind], kind, one) for kind, one in result.kinds.items()]
     if result.evaluation.calls:
         lines.append(line("evaluation", "all", result.evaluation))
-    lines += [line("all", "", result.all), ""]
+    lines.append(line("all", "", result.all))
+    for name, one in zip(("at least", "at most"), result.ends or (), strict=bool(result.ends)):
+        lines.append(line("", name, one))
+    lines.append("")
     if result.spent:
         lines.append(f"spent so far {result.spent:,.2f}")
     return "\n".join([*lines, *result.notes])

@@ -8,8 +8,11 @@ from typing import NamedTuple
 import yaml
 
 from lr_ray import config as configs
-from lr_ray import data, redact
+from lr_ray import data, labelled, redact
+from lr_ray.benchmarks import sets
 from lr_ray.config import Config
+from lr_ray.judge.answers import SCHEMAS
+from lr_ray.judge.requests import SEVERAL
 from lr_ray.sampling import check_model
 from lr_ray.store import Store
 
@@ -34,7 +37,7 @@ IDENTITY = {
         "weights",
         "retrieval",
     },
-    "evaluation": {"n", "baseline", "model"},
+    "evaluation": {"n", "baseline", "model", "temperature", "max_tokens"},
 }
 
 
@@ -43,6 +46,7 @@ class Found(NamedTuple):
 
     prompts: list[data.Pointer] = []  # noqa: RUF012
     held_out: list[data.Pointer] = []  # noqa: RUF012
+    labels: labelled.Labels | None = None
 
 
 def inputs(config: Config) -> list[data.Pointer]:
@@ -71,11 +75,14 @@ def check(config: Config, stages: tuple[str, ...]) -> Found:
         launch.check(config)
     asked = config.evaluation.prompts if "evaluate" in stages else []
     held_out = data.scan(asked) if asked else []
-    if {"judge", "evaluate"} & set(stages):
+    if "evaluate" in stages:
+        sets.check(config, {pointer.prompt_id for pointer in held_out})
+    labels = labelled.scan(config) if "agreement" in stages else None
+    if {"judge", "agreement"} & set(stages) or ("evaluate" in stages and sets.asks(config)):
         from lr_ray.llm import client
 
         client.check(config)
-    return Found(prompts, held_out)
+    return Found(prompts, held_out, labels)
 
 
 def claim(config: Config, stages: tuple[str, ...] = STAGES) -> None:
@@ -99,9 +106,10 @@ def claim(config: Config, stages: tuple[str, ...] = STAGES) -> None:
                         f"{config.run_dir} holds rows made with {section}.{key}={was!r}; "
                         f"the config now says {asked!r}: use another run_dir"
                     )
-    if {"judge", "evaluate", *RETRY} & set(stages):
+    if {"judge", "evaluate", "agreement", *RETRY} & set(stages):
         asked_with, now_with = store.read(ASKED_WITH), prompts_hash().encode()
-        if asked_with not in (None, now_with) and store.files("judged"):
+        judged = store.files("judged") or _labelled(store)
+        if asked_with not in (None, now_with) and judged:
             raise ValueError(
                 f"{config.run_dir} holds rows judged with the prompts of another version of lr-ray: "
                 "use another run_dir, or that version"
@@ -112,20 +120,27 @@ def claim(config: Config, stages: tuple[str, ...] = STAGES) -> None:
 
 def _made_with(store: Store) -> dict[str, set[str]]:
     """What of `IDENTITY` the rows that are there depend on."""
-    sides = ("evaluation/before", "evaluation/after")
+    sides = [f"evaluation/{kind}{side}" for kind in ("", "benchmarks_") for side in ("before", "after")]
     here, there = (
         any(store.files("/".join(filter(None, (where, kind)))) for where in places for kind in KINDS)
         for places in (("",), sides)
     )
-    return {k: keys for k, keys in IDENTITY.items() if there or (here and k != "evaluation")}
+    found = {k: keys for k, keys in IDENTITY.items() if there or (here and k != "evaluation")}
+    return found | ({"judge": IDENTITY["judge"]} if _labelled(store) else {})
+
+
+def _labelled(store: Store) -> bool:
+    """Whether labelled pairs were judged."""
+    return any(store.files(f"{labelled.FOLDER}/{kind}") for kind in ("judged", "short/judged"))
 
 
 def prompts_hash() -> str:
     """A hash of the judge's own prompts, which scores depend on as they do on the model."""
     folder = files("lr_ray.judge") / "prompts"
+    judging = {*SCHEMAS, SEVERAL, "common"}
     texts = sorted(
         (file.name, file.read_text(encoding="utf-8"))
         for file in folder.iterdir()
-        if file.name.endswith(".md")
+        if file.name.endswith(".md") and file.name.partition(".")[0] in judging
     )
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()

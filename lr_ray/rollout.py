@@ -6,16 +6,17 @@ When the judge stops early (`llm.spending`), rows come out of it "left", saved n
 """
 
 import functools
+from collections.abc import Set
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lr_ray import data
 from lr_ray.config import Config
-from lr_ray.flow import blocks, flow, saved
+from lr_ray.flow import SAVING, blocks, flow, saved
 from lr_ray.judge.actor import judge_stage
 from lr_ray.llm.spending import Stopped
 from lr_ray.placement import DATA_TASKS, Need, require
-from lr_ray.rows import pack
-from lr_ray.runtime import TASK_CPUS, Watch
+from lr_ray.rows import Packed, pack
+from lr_ray.runtime import Watch
 from lr_ray.sampling import bundles, sample_stage
 from lr_ray.store import Store
 
@@ -32,9 +33,10 @@ def rollout(
     sample: bool = True,
     judge: bool = True,
     name: str = "",
-    retry: bool = False,
+    retry: bool | Set[str] = False,
 ) -> dict[str, int]:
-    """Sample and judge what is not done yet; with `retry`, what failed before too.
+    """Sample and judge what is not done yet; with `retry`, what failed before too, and where that names
+    prompts, those of them that are judged.
 
     Returns:
         Counts of prompts: `done` before, `sampled`, `judged`, and `failed` of all pointers.
@@ -43,8 +45,12 @@ def rollout(
         ValueError: too few CPUs or GPUs for the actors asked for.
         Stopped: the judge stopped early; what was paid for and what was judged is saved.
     """
-    finished = set(store.index("judged")) if judge else set()
-    if not retry:
+    again = retry if isinstance(retry, Set) else set()
+    finished = store.index("judged").keys() - again if judge else set()
+    if retry is False:
+        config = config.model_copy(
+            update={"judge": config.judge.model_copy(update={"retry_unscored": False})}
+        )
         finished |= store.index("failed").keys()
     sampled = store.index("sampled")
     left = [pointer for pointer in pointers if pointer.prompt_id not in finished]
@@ -88,8 +94,7 @@ class _Work(NamedTuple):
 
 def _fitted(config: Config, engines: bool, judge: bool) -> Config:
     """The config with as many actors as the cluster holds."""
-    loading = Need("loading and saving", 2, {"CPU": TASK_CPUS}, flexible=False)
-    needs = {"loading": loading, "Ray Data": DATA_TASKS}
+    needs = {"saving": SAVING, "Ray Data": DATA_TASKS}
     if engines:
         sampling, workers = config.sampling, bundles(config.sampling)
         each = {"CPU": sampling.num_cpus, "GPU": sampling.num_gpus, **sampling.resources}
@@ -109,31 +114,33 @@ def _fitted(config: Config, engines: bool, judge: bool) -> Config:
 
 def _dataset(config: Config, store: Store, work: _Work, watch: Watch, judge: bool) -> "ray.data.Dataset":
     """The pipeline; its rows are `{prompt_id, kind, reason}` of what was saved last, or left."""
+    load = functools.partial(_load, template=config.data.prompt_template, store=store)
     parts = []
-    template = config.data.prompt_template
     if work.fresh:
-        items = [{"prompt_id": p.prompt_id, "pointer": p} for p in work.fresh]
-        part = blocks(items).map(functools.partial(_load, template=template), num_cpus=TASK_CPUS)
+        places = [
+            {"prompt_id": p.prompt_id, "prompt": [*p.prompt], "candidates": [[*c] for c in p.candidates]}
+            for p in work.fresh
+        ]
+        part = blocks([dict(pack("pointer", place)) for place in places])
         if work.engines:
-            part = sample_stage(part, config, watch.tally)
+            part = sample_stage(part, config, load, watch.tally)
             part = saved(part, store, keep=judge)
         parts.append(part)
     if work.waiting:
-        items = [{"prompt_id": one, "file": name, "row": row} for one, (name, row) in work.waiting.items()]
-        parts.append(blocks(items).map(functools.partial(_reload, store=store), num_cpus=TASK_CPUS))
+        places = [{"prompt_id": one, "file": name, "row": row} for one, (name, row) in work.waiting.items()]
+        parts.append(blocks([dict(pack("pointer", place)) for place in places]))
     dataset = parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
     if not judge:
         return dataset
-    dataset = judge_stage(dataset, config, store, watch.tally)
+    dataset = judge_stage(dataset, config, store, watch.tally, load)
     return saved(dataset, store, keep=False)
 
 
-def _load(item: dict[str, Any], template: str) -> dict[str, Any]:
-    prompt_id, prompt, candidates = item["pointer"]
-    pointer = data.Pointer(prompt_id, data.Place(*prompt), [data.Place(*place) for place in candidates])
-    return dict(pack("sampled" if candidates else "prompt", data.load(pointer, template)))
-
-
-def _reload(item: dict[str, Any], store: Store) -> dict[str, Any]:
-    row = store.table("sampled", item["file"]).slice(item["row"], 1).to_pylist()[0]
-    return dict(pack("sampled", row))
+def _load(place: dict[str, Any], template: str, store: Store) -> Packed:
+    """The row at a place: in `sampled/`, or in the input."""
+    if "file" in place:
+        row = store.table("sampled", place["file"]).slice(place["row"], 1).to_pylist()[0]
+        return pack("sampled", row)
+    candidates = [data.Place(*candidate) for candidate in place["candidates"]]
+    pointer = data.Pointer(place["prompt_id"], data.Place(*place["prompt"]), candidates)
+    return pack("sampled" if candidates else "prompt", data.load(pointer, template))

@@ -4,7 +4,8 @@ One row is one prompt from end to end; its candidates are nested in it. A score 
 reason in ``unscored``, never a made-up number.
 """
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypedDict
 
 import orjson
@@ -111,6 +112,39 @@ class JudgedCandidate(Candidate):
     repeats: list[Repeat]
 
 
+class PreferredCall(TypedDict):
+    """A direct pairwise call on the answers of these indexes; `winner` is first, second or tie, or None with
+    the reason in `unscored`."""
+
+    first: int
+    second: int
+    winner: str | None
+    analysis: str
+    unscored: str | None
+
+
+class Preferred(TypedDict):
+    """The direct pairwise calls on the answers to one prompt."""
+
+    prompt_id: str
+    calls: list[PreferredCall]
+
+
+class RewardedCandidate(TypedDict):
+    """`reward` is on a scale of its maker's own; None with the reason in `unscored`."""
+
+    index: int
+    reward: float | None
+    unscored: str | None
+
+
+class Rewarded(TypedDict):
+    """What another reward than LongReward's says of a judged row's candidates."""
+
+    prompt_id: str
+    candidates: list[RewardedCandidate]
+
+
 class Usage(TypedDict):
     """What judging the row took: answers used, of which `reused` came from the ledger, and tokens paid."""
 
@@ -144,6 +178,67 @@ class Judged(Prompt):
     judged_at: float
 
 
+class Document(TypedDict):
+    """A document as read; `dropped` says why it has no text. `digest` is of the text without white space."""
+
+    prompt_id: str
+    name: str
+    digest: str
+    language: str
+    tokens: int
+    text: str
+    dropped: str | None
+
+
+class Part(TypedDict):
+    """A document, or a stretch of it, in a context: its characters `start` to `end` there.
+
+    `asked`: the questions are about it; the others are there to be told from it.
+    """
+
+    name: str
+    asked: bool
+    start: int
+    end: int
+
+
+class Composed(TypedDict):
+    """A context to write questions about; `gaps` of them are to have no answer in it."""
+
+    prompt_id: str
+    language: str
+    target_tokens: int
+    tokens: int
+    context: str
+    parts: list[Part]
+    gaps: int
+
+
+class Asked(TypedDict):
+    """A question written about a context, and what became of it.
+
+    `reference` is the writer's short answer (of a question without answer: what is missing), `answer` the
+    one given with the context, None where none was asked for; `reason` is set where a check has no result.
+    """
+
+    number: int
+    kind: str
+    question: str
+    reference: str
+    answerable: bool
+    answer: str | None
+    outcome: str
+    reason: str | None
+
+
+class Synthesized(Composed):
+    """A context with its questions; `unwritten` says why it has fewer than asked for."""
+
+    questions: list[Asked]
+    unwritten: str | None
+    usage: Usage
+
+
 class Failed(TypedDict):
     """A row that failed for good at `stage`; `reason` is one sentence."""
 
@@ -160,9 +255,12 @@ Kind = Literal[
     "failed",
     "left",
     "document",
+    "context",
     "synthesized",
     "compared",
     "graded",
+    "rewarded",
+    "preferred",
 ]
 """Of a row in flow, mostly the folder it is kept in. A row is "left" when the run stopped early before the
 row was done."""
@@ -185,6 +283,18 @@ def pack(kind: Kind, row: Mapping[str, Any]) -> Packed:
 def unpack(packed: Packed) -> dict[str, Any]:
     """The row in the envelope."""
     return orjson.loads(packed["row"])
+
+
+Load = Callable[[dict[str, Any]], Packed]
+"""What a row of kind "pointer" says → the row it points to."""
+
+
+async def opened(packed: Packed, load: Load | None) -> Packed:
+    """The row that a pointer points to, loaded in a thread; any other row is what it is."""
+    if packed["kind"] != "pointer":
+        return packed
+    assert load is not None, "nobody said how a pointer is loaded"
+    return await asyncio.to_thread(load, unpack(packed))
 
 
 def failed(prompt_id: str, stage: str, reason: str) -> Packed:
@@ -275,6 +385,37 @@ JUDGED = pa.schema(
     ]
 )
 FAILED = pa.schema([("prompt_id", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
+_REWARDED_CANDIDATE = pa.struct([("index", pa.int32()), ("reward", pa.float64()), ("unscored", pa.string())])
+REWARDED = pa.schema([("prompt_id", pa.string()), ("candidates", pa.list_(_REWARDED_CANDIDATE))])
+_GRADE = pa.struct(
+    [
+        ("index", pa.int32()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("unscored", pa.string()),
+        ("weight", pa.float64()),
+        ("length", pa.float64()),
+        ("analysis", pa.string()),
+    ]
+)
+GRADED = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("benchmark", pa.string()),
+        ("unit", pa.string()),
+        ("groups", pa.list_(pa.string())),
+        ("grades", pa.list_(_GRADE)),
+        ("usage", pa.struct([(name, pa.int64()) for name in Usage.__annotations__])),
+        ("graded_at", pa.float64()),
+    ]
+)
+_PREFERRED_CALL = pa.struct(
+    [
+        *((name, pa.int32()) for name in ("first", "second")),
+        *((name, pa.string()) for name in ("winner", "analysis", "unscored")),
+    ]
+)
+PREFERRED = pa.schema([("prompt_id", pa.string()), ("calls", pa.list_(_PREFERRED_CALL))])
 PAIRS = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -290,5 +431,40 @@ PAIRS = pa.schema(
     ]
 )
 
-SCHEMAS = {"sampled": SAMPLED, "judged": JUDGED, "failed": FAILED}
+DOCUMENT = pa.schema(
+    [
+        *((name, pa.string()) for name in ("prompt_id", "name", "digest", "language", "text", "dropped")),
+        ("tokens", pa.int64()),
+    ]
+)
+_PART = [("name", pa.string()), ("asked", pa.bool_()), ("start", pa.int64()), ("end", pa.int64())]
+_ASKED = pa.struct(
+    [
+        ("number", pa.int32()),
+        *((name, pa.string()) for name in ("kind", "question", "reference")),
+        ("answerable", pa.bool_()),
+        *((name, pa.string()) for name in ("answer", "outcome", "reason")),
+    ]
+)
+SYNTHESIZED = pa.schema(
+    [
+        *((name, pa.string()) for name in ("prompt_id", "language", "context")),
+        *((name, pa.int64()) for name in ("target_tokens", "tokens", "gaps")),
+        ("parts", pa.list_(pa.struct(_PART))),
+        ("questions", pa.list_(_ASKED)),
+        ("unwritten", pa.string()),
+        ("usage", pa.struct([(name, pa.int64()) for name in Usage.__annotations__])),
+    ]
+)
+
+SCHEMAS = {
+    "sampled": SAMPLED,
+    "judged": JUDGED,
+    "rewarded": REWARDED,
+    "graded": GRADED,
+    "failed": FAILED,
+    "preferred": PREFERRED,
+    "document": DOCUMENT,
+    "synthesized": SYNTHESIZED,
+}
 """Of the kinds of rows that are kept, each in the folder of its name."""

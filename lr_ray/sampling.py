@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lr_ray import journal
 from lr_ray.config import Config
 from lr_ray.config import Sampling as Settings
-from lr_ray.rows import Candidate, Message, Packed, Prompt, Sampled, failed, pack, unpack
+from lr_ray.rows import Candidate, Load, Message, Packed, Prompt, Sampled, failed, opened, pack, unpack
 
 if TYPE_CHECKING:
     import ray.data
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 class Sampler:
     """One vLLM engine. Rows of kind "prompt" become "sampled" or "failed"; others pass through."""
 
-    def __init__(self, settings: Settings, tally: Any = None, log: journal.Journal = journal.SILENT) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        load: Load | None = None,
+        tally: Any = None,
+        log: journal.Journal = journal.SILENT,
+    ) -> None:
         os.environ.update(settings.env)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -36,10 +42,11 @@ class Sampler:
         self.tokenizer: Any = self.engine.get_tokenizer()
         self.window: int = self.engine.model_config.max_model_len
         self.settings = settings
-        self.tally, self.journal = tally, log
+        self.load, self.tally, self.journal = load, tally, log
         self.requests = 0
 
     async def __call__(self, packed: Packed) -> Packed:
+        packed = await opened(packed, self.load)
         if packed["kind"] != "prompt":
             return packed
         row: Any = unpack(packed)
@@ -178,8 +185,11 @@ def check_model(model: str, key: str) -> None:
         raise ValueError(f"{key}: {model}: its tokenizer has no chat template")
 
 
-def sample_stage(dataset: "ray.data.Dataset", config: Config, tally: Any = None) -> "ray.data.Dataset":
-    """Rows of kind "prompt" → "sampled" or "failed", on `sampling.actors` engines."""
+def sample_stage(
+    dataset: "ray.data.Dataset", config: Config, load: Load | None = None, tally: Any = None
+) -> "ray.data.Dataset":
+    """Rows of kind "prompt", or pointers to such for `load` → "sampled" or "failed", on `sampling.actors`
+    engines."""
     import ray.data
 
     settings = config.sampling
@@ -193,7 +203,12 @@ def sample_stage(dataset: "ray.data.Dataset", config: Config, tally: Any = None)
     sampler: Any = Sampler  # an async callable class, which map takes and its annotation forgets
     return dataset.map(
         sampler,
-        fn_constructor_kwargs={"settings": settings, "tally": tally, "log": journal.of(config)},
+        fn_constructor_kwargs={
+            "settings": settings,
+            "load": load,
+            "tally": tally,
+            "log": journal.of(config),
+        },
         compute=ray.data.ActorPoolStrategy(
             size=settings.actors, max_tasks_in_flight_per_actor=2 * settings.rows_in_flight
         ),

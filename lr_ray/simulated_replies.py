@@ -64,7 +64,13 @@ def prompt_of(request: dict[str, Any]) -> str:
 def _spoilt(answer: dict[str, Any], fault: str | None) -> tuple[str, str, str | None]:
     """Text, finish_reason and refusal of the reply that holds `answer`, spoilt by `fault`."""
     if fault == "out_of_range":
-        outside: dict[str, Any] = {"score": 11, "verdict": "entirely", "statements": [7], "facts": [7]}
+        outside: dict[str, Any] = {
+            "score": 11,
+            "winner": "both",
+            "verdict": "entirely",
+            "statements": [7],
+            "facts": [7],
+        }
         answer = {key: outside.get(key, value) for key, value in answer.items()}
     text = json.dumps(answer, ensure_ascii=False)
     if fault == "truncated":
@@ -103,12 +109,15 @@ def plain(body: bytes) -> tuple[Reply, int]:
     return (200, _PLAIN[asked[1] if asked else b""] + usage, {}), used + 8
 
 
+_REQUIRED = {"statements": "statements", "verdict": "support", "facts": "extract", "winner": "direct"}
+
+
 def _kind(request: dict[str, Any], messages: list[dict[str, str]]) -> str:
     """The schema's name; without response_format, what the schema in the prompt asks for and is given."""
     if "response_format" in request:
         return request["response_format"]["json_schema"]["name"]
     system, user = messages[0]["content"], messages[-1]["content"]
-    for key, kind in (("statements", "statements"), ("verdict", "support"), ("facts", "extract")):
+    for key, kind in _REQUIRED.items():
         if f'"required":["{key}"]' in system or f'"required":["analysis","{key}"]' in system:
             return kind
     if "<extract " in user:

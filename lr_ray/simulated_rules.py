@@ -7,12 +7,13 @@ task nor the truth, and imports nothing of ours; only the tags in a request say 
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
-from functools import lru_cache
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
-STRONG = 2.0  # weight of a name, number or identifier; other words weigh 1
+from lr_ray import simulated_direct, simulated_grading, simulated_synthesis
+from lr_ray.simulated_words import UNKNOWN, Keys, asserts, keys, overlap, sentences
+
 SHORT = 4  # keys; in a sentence this short each one matters
 VERDICTS = ("none", "partial", "full")
 SHORT_PARTIAL = 0.8  # of a short claim's keys
@@ -21,43 +22,7 @@ LONG_QUESTION, REPEATED = 8, 0.6  # keys; share of a long question's keys that a
 FACTS = 12  # most facts taken of a chunk
 
 _BLOCK = re.compile(r"<([a-z]+) ([0-9a-f]{16})(?: at \d+%)?(?: \d+)?>\n(.*?)\n</\1 \2>", re.DOTALL)
-_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
-_CJK = "\u3400-\u4dbf\u4e00-\u9fff"
-_WORD = re.compile(rf"[{_CJK}]+|\d+(?:[.,:]\d+)*|[^\W{_CJK}]+(?:['’]s\b)?")
-_STOP_WORDS = """
-a an the and or but nor so if then than that this these those there here it its they them their he she
-his her you your we our us i me my is are was were be been being am do does did done doing have has had
-having will would shall should can could may might must of in on at by for from to with without into
-onto over under as about after before between during until while because since though although not no
-nor never what which who whom whose when where why how all any each both some such same other another
-only also just very too more most less least many much few again once still even yet up down out off s t
-"""
-_STOP = set(_STOP_WORDS.split())
 _ABSOLUTES = {"always", "never", "regardless", "whenever", "guaranteed", "impossible", "certainly"}
-_OPENER = re.compile(
-    r"^(?:(?:sure|hello|hi|hey|thanks|thank you|good question|great question|of course|certainly|sorry|"
-    r"i am sorry|i'm sorry|i think|i believe|i hope|here (?:is|are)|in (?:short|summary)|to sum up|let me|"
-    r"that is a|as an ai)\b|你好|您好|好的|当然|谢谢|抱歉|对不起|总之|以下是)",
-    re.IGNORECASE,
-)
-_UNKNOWN = re.compile(
-    r"(?:do(?:es)? not|don't|doesn't|cannot|can't|unable to|hard to) "
-    r"(?:know|say|tell|answer|mention|find|determine)"
-    r"|not (?:enough|mentioned|stated|known)|unknown|无法(?:回答|得知|确定)|没有(?:提到|提及|说明)|不知道",
-    re.IGNORECASE,
-)
-
-
-class Keys(NamedTuple):
-    """What a sentence is about: stem → weight in order of appearance, and the words it was made of."""
-
-    weight: dict[str, float]
-    words: frozenset[str]
-    order: tuple[str, ...]
-
-    @property
-    def total(self) -> float:
-        return sum(self.weight.values())
 
 
 def answer(name: str, text: str) -> dict[str, Any]:
@@ -72,65 +37,9 @@ def answer(name: str, text: str) -> dict[str, Any]:
     return KINDS[name](blocks)
 
 
-@lru_cache(1 << 16)
-def _stem(word: str) -> str:
-    word = word.removesuffix("'s").removesuffix("’s")
-    if word.endswith("ies") and len(word) > 4:
-        word = word[:-3] + "y"
-    for ending in ("ing", "ed", "ly"):
-        if word.endswith(ending) and len(word) > len(ending) + 3:
-            word = word[: -len(ending)]
-            break
-    if word.endswith("s") and not word.endswith("ss") and len(word) > 3:
-        word = word[:-1]
-    return word.removesuffix("e") if len(word) > 3 else word
-
-
-def _is_strong(word: str, first: bool) -> bool:
-    return (
-        word[0].isdigit() or "_" in word or word[1:] != word[1:].lower() or (word[0].isupper() and not first)
-    )
-
-
-@lru_cache(1 << 15)
-def keys(sentence: str) -> Keys:
-    """The keys of a sentence; Chinese counts by pairs of characters."""
-    weight: dict[str, float] = {}
-    words: list[str] = []
-    for word in _WORD.findall(sentence):
-        low = word.lower()
-        first = not words
-        words.append(low)
-        if "\u3400" <= word[0] <= "\u9fff":
-            weight.update((word[i : i + 2], 1.0) for i in range(max(1, len(word) - 1)))
-        elif low not in _STOP or (len(word) == 1 and word.isupper() and not first):
-            stem = _stem(low)
-            weight[stem] = max(weight.get(stem, 0), STRONG if _is_strong(word, first) else 1.0)
-    return Keys(weight, frozenset(words), tuple(weight))
-
-
-@lru_cache(1 << 12)
-def sentences(text: str) -> tuple[str, ...]:
-    """The sentences of a text that hold a letter."""
-    parts = (part.strip() for part in _SENTENCE.split(text))
-    return tuple(part for part in parts if re.search(r"[^\W\d_]", part))
-
-
-def _asserts(sentence: str) -> bool:
-    if sentence.endswith(("?", "？", ":", "：")) or _OPENER.match(sentence) or _UNKNOWN.search(sentence):
-        return False
-    return len(keys(sentence).words) > 1 or bool(re.search(f"[{_CJK}]{{3}}", sentence))
-
-
-def _share(part: Keys, whole: Iterable[str]) -> float:
-    """How much of `part`, by weight, is among the stems of `whole`."""
-    held = part.weight.keys() & whole
-    return sum(part.weight[stem] for stem in held) / part.total if part.weight else 0.0
-
-
 def statements(blocks: dict[str, list[str]]) -> dict[str, Any]:
     """The sentences of the answer that assert something."""
-    found = [sentence for sentence in sentences(_one(blocks, "answer")) if _asserts(sentence)]
+    found = [sentence for sentence in sentences(_one(blocks, "answer")) if asserts(sentence)]
     return {"statements": [sentence[:1900] for sentence in found[:250]]}
 
 
@@ -153,7 +62,7 @@ def _support(statement: str, blocks: dict[str, list[str]]) -> dict[str, Any]:
         if len(claim.weight) > SHORT:
             views += [Keys(a.weight | b.weight, a.words | b.words, ()) for a, b in pairwise(views)]
         for view in views:
-            share = _share(claim, view.weight)
+            share = overlap(claim, view.weight)
             if share > best:
                 best, seen = share, view
     verdict, why = _verdict(claim, seen, best, everywhere)
@@ -166,7 +75,7 @@ def _verdict(claim: Keys, seen: Keys, near: float, everywhere: set[str]) -> tupl
         level = 2 if near == 1 else 1 if near >= SHORT_PARTIAL else 0
         return VERDICTS[level], "nothing is missing" if level == 2 else "a name or value is not there"
     # A long claim may rest on several places, but then its words alone prove less.
-    share = (near + _share(claim, everywhere)) / 2
+    share = (near + overlap(claim, everywhere)) / 2
     invented = [stem for stem in claim.weight if re.search(r"[\d_]", stem) and stem not in everywhere]
     sweeping = (claim.words & _ABSOLUTES) - seen.words
     level = 2 if share >= FULL else 1 if share >= PARTIAL else 0
@@ -202,7 +111,7 @@ def completeness(blocks: dict[str, list[str]]) -> dict[str, Any]:
     said = [keys(sentence) for sentence in sentences(_one(blocks, "answer"))]
     facts = [keys(fact) for extract in blocks.get("extract", []) for fact in extract.splitlines()]
     if not facts:
-        unknown = bool(_UNKNOWN.search(_one(blocks, "answer")))
+        unknown = bool(UNKNOWN.search(_one(blocks, "answer")))
         return _rating(10.0 if unknown else 0.0, "The document says nothing on this question.")
     question = keys(_one(blocks, "question")).weight
     told = sum(_told(fact, said, question) for fact in facts) / len(facts)
@@ -211,18 +120,18 @@ def completeness(blocks: dict[str, list[str]]) -> dict[str, Any]:
 
 def _told(fact: Keys, said: list[Keys], question: dict[str, float]) -> float:
     if len(fact.weight) <= SHORT:
-        return float(any(_share(fact, sentence.weight) == 1 for sentence in said))
+        return float(any(overlap(fact, sentence.weight) == 1 for sentence in said))
     # Long facts are told in other words, and the question's own words tell nothing: of the others a little
     # is shared by chance, and two fifths are as good as all.
     new = Keys({k: w for k, w in fact.weight.items() if k not in question}, fact.words, ())
-    best = max((_share(new, sentence.weight) for sentence in said), default=0.0)
+    best = max((overlap(new, sentence.weight) for sentence in said), default=0.0)
     return min(1.0, max(0.0, (best - 0.1) / 0.3))
 
 
 def helpfulness(blocks: dict[str, list[str]]) -> dict[str, Any]:
     """Does the answer take up what the question names, and say something new about it, and only that?"""
     question, text = keys(_one(blocks, "question")), _one(blocks, "answer")
-    said = [keys(sentence) for sentence in sentences(text) if _asserts(sentence)]
+    said = [keys(sentence) for sentence in sentences(text) if asserts(sentence)]
     everything = sentences(text)
     if not said:
         return _rating(1.0 if everything else 0.0, "The answer asserts nothing.")
@@ -230,7 +139,7 @@ def helpfulness(blocks: dict[str, list[str]]) -> dict[str, Any]:
     telling = [view for view in said if view.weight.keys() - question.weight.keys()]
     taken = set().union(*(view.weight.keys() & question.weight.keys() for view in telling))
     expected = 1.0 if len(question.weight) <= LONG_QUESTION else REPEATED
-    need = min(1.0, _share(question, taken) / expected)
+    need = min(1.0, overlap(question, taken) / expected)
     strong = {stem for stem, weight in question.weight.items() if weight > 1} or set(question.weight)
     to_the_point = sum(_touches(view, question, strong) for view in telling) / len(everything)
     score = 10 * (0.7 * need + 0.3 * to_the_point)
@@ -280,4 +189,7 @@ KINDS: dict[str, Callable[[dict[str, list[str]]], dict[str, Any]]] = {
     "support": support,
     "extract": extract,
     "completeness": completeness,
+    "direct": simulated_direct.direct,
+    **simulated_grading.KINDS,
+    **simulated_synthesis.KINDS,
 }

@@ -4,13 +4,16 @@ The prompt is the unit of resampling: a model's answers to one prompt are not in
 and after answer the same prompts, so that the difference is taken within each of them.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 10_000
+Z95 = 1.959963984540054
+"""The 97.5th percentile of the normal distribution."""
 # Values drawn at once: bounds memory to some tens of MB whatever the number of prompts.
 _DRAWS = 2_000_000
 
@@ -84,3 +87,142 @@ def _means(sample: NDArray[np.float64], seed: int, resamples: int) -> NDArray[np
         for start in range(0, resamples, step)
     ]
     return np.concatenate(parts)
+
+
+def wilson(successes: int, n: int) -> tuple[float, float] | None:
+    """Wilson's 95% score interval of a share; None without trials.
+
+    E. B. Wilson, Journal of the American Statistical Association 22 (1927). It holds near 0 and 1 and for
+    few trials, where the mean plus or minus two standard errors leaves the range or has no width.
+    """
+    assert 0 <= successes <= n
+    if not n:
+        return None
+    share, z2 = successes / n, Z95**2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
+    # At an edge the interval ends there exactly, but for rounding.
+    return (0.0 if not successes else middle - half), (1.0 if successes == n else middle + half)
+
+
+class Kappa(TypedDict):
+    """Agreement of two raters beyond chance with its 95% interval; None where it is not defined."""
+
+    kappa: float | None
+    low: float | None
+    high: float | None
+    agreement: float | None
+    count: int
+
+
+def kappa(
+    one: Sequence[Hashable], other: Sequence[Hashable], seed: int = 0, resamples: int = RESAMPLES
+) -> Kappa:
+    """Cohen's kappa of two raters' categories for the same items, with a percentile bootstrap interval.
+
+    J. Cohen, Educational and Psychological Measurement 20 (1960). It is not defined where chance alone
+    would have both agree on everything, as when each uses one and the same category throughout; resamples
+    of which that is true are left out of the interval.
+    """
+    assert len(one) == len(other)
+    n = len(one)
+    if not n:
+        return {"kappa": None, "low": None, "high": None, "agreement": None, "count": 0}
+    number: dict[Hashable, int] = {}
+    codes = np.asarray(
+        [[number.setdefault(item, len(number)) for item in pair] for pair in zip(one, other, strict=True)]
+    )
+    size = len(number)
+    table = np.bincount(codes[:, 0] * size + codes[:, 1], minlength=size * size).reshape(size, size)
+    value = float(_kappas(table[None] / n)[0])
+    # To draw items with replacement is to draw the cells of their table.
+    drawn = np.random.default_rng(seed).multinomial(n, table.ravel() / n, resamples)
+    values = _kappas(drawn.reshape(-1, size, size) / n)
+    values = values[np.isfinite(values)]
+    defined = math.isfinite(value)
+    low = high = None
+    if defined and n > 1 and values.size:
+        low, high = (float(edge) for edge in np.percentile(values, [2.5, 97.5]))
+    return {
+        "kappa": value if defined else None,
+        "low": low,
+        "high": high,
+        "agreement": float(np.trace(table) / n),
+        "count": n,
+    }
+
+
+def _kappas(tables: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Kappa of each table of shares, shape (tables, categories, categories); NaN where not defined."""
+    agreed = np.trace(tables, axis1=1, axis2=2)
+    chance = (tables.sum(axis=2) * tables.sum(axis=1)).sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(chance < 1 - 1e-12, (agreed - chance) / (1 - chance), np.nan)
+
+
+class Correlation(TypedDict):
+    """Pearson's r and Spearman's rank correlation, the latter with a 95% interval; None where undefined."""
+
+    pearson: float | None
+    spearman: float | None
+    low: float | None
+    high: float | None
+    count: int
+
+
+def correlation(
+    x: Sequence[float],
+    y: Sequence[float],
+    groups: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> Correlation:
+    """How two measures of the same items go together.
+
+    The interval is a percentile bootstrap that draws whole `groups` (none: single items), as answers to one
+    prompt are not independent. Undefined below two items, and where a measure does not vary.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    one, other = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    assert one.shape == other.shape
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        raise ValueError("a value to correlate is not a finite number")
+    keys = list(range(one.size)) if groups is None else list(groups)
+    places: dict[Hashable, list[int]] = {}
+    for place, key in enumerate(keys):
+        places.setdefault(key, []).append(place)
+    units = [np.asarray(found) for found in places.values()]
+    spearman = _pearson(_ranks(one), _ranks(other))
+    low = high = None
+    if spearman is not None and len(units) > 2:
+        random = np.random.default_rng(seed)
+        values: list[float] = []
+        for _ in range(resamples):
+            taken = np.concatenate([units[i] for i in random.integers(0, len(units), len(units))])
+            value = _pearson(_ranks(one[taken]), _ranks(other[taken]))
+            if value is not None:
+                values.append(value)
+        if values:
+            low, high = (float(edge) for edge in np.percentile(values, [2.5, 97.5]))
+    return {
+        "pearson": _pearson(one, other),
+        "spearman": spearman,
+        "low": low,
+        "high": high,
+        "count": int(one.size),
+    }
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]
+
+
+def _pearson(x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
+    if x.size < 2 or not np.ptp(x) or not np.ptp(y):
+        return None
+    return float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))

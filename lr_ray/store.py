@@ -11,7 +11,7 @@ import io
 import os
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +19,9 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+
+from lr_ray import beacon
+from lr_ray.progress import say
 
 Row = dict[str, Any]
 
@@ -55,13 +58,17 @@ class Store:
     def claimed(self) -> Iterator[None]:
         """Keep other runs out of the directory for the length of the block.
 
-        By a lock that ends with the process, on local and NFS disks; object storage has none.
+        By a lock that ends with the process, on local and NFS disks; on object storage by `beacon`, which
+        takes up to a minute to see that a process was killed.
 
         Raises:
             ValueError: another process holds it.
+            RuntimeError: on object storage, another one took over while this one was cut off.
         """
         if not self.local:
-            yield
+            where = self.url.partition("?")[0]
+            with beacon.lit(where, self._lock, self._put_lock, say):
+                yield
             return
         os.makedirs(self.root, exist_ok=True)
         file = os.open(self.path(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
@@ -78,6 +85,18 @@ class Store:
             yield
         finally:
             os.close(file)
+
+    def _lock(self) -> bytes | None:
+        try:
+            return self.read(".lock")
+        except FileNotFoundError:
+            return None  # removed just after it was seen
+
+    def _put_lock(self, content: bytes | None) -> None:
+        if content is None:
+            self.fs.delete_file(self.path(".lock"))
+        else:
+            self.write(content, ".lock")
 
     def path(self, *parts: str) -> str:
         return "/".join((self.root, *parts))
@@ -96,21 +115,33 @@ class Store:
         names = (info.base_name for info in self.fs.get_file_info(selector))
         return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
 
-    def write(self, data: bytes, *parts: str) -> None:
-        """Write a whole file, durable on return; readers see the old one or the new one, never a part."""
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders in `folder`, sorted."""
+        selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
+        found = self.fs.get_file_info(selector)
+        return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+
+    def write(self, data: bytes | Iterable[bytes], *parts: str) -> None:
+        """Write a whole file, durable on return; readers see the old one or the new one, never a part.
+
+        `data` may come in pieces; it must not fail on the way.
+        """
+        pieces = [data] if isinstance(data, bytes) else data
         path = self.path(*parts)
         folder, _, name = path.rpartition("/")
         if isinstance(self.fs, pafs.S3FileSystem | pafs.GcsFileSystem):
             # Objects need no folders, and show only when their upload is complete.
             with self.fs.open_output_stream(path) as stream:
-                stream.write(data)
+                for piece in pieces:
+                    stream.write(piece)
             return
         self.fs.create_dir(folder, recursive=True)
         # Two lives of one task may write the same file at the same time, so each has a name of its own.
         target = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
             with self.fs.open_output_stream(target) as stream:
-                stream.write(data)
+                for piece in pieces:
+                    stream.write(piece)
             if self.local:
                 sync(target)
             self.fs.move(target, path)

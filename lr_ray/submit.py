@@ -30,6 +30,8 @@ VERBS = (
     "pairs",
     "train",
     "evaluate",
+    "compare",
+    "agreement",
     "report",
     "retry-failed",
     "plan",
@@ -90,6 +92,7 @@ def check(config: Config) -> None:
         ValueError: one sentence naming the key and the path.
     """
     sampling, training, evaluation = config.sampling, config.training, config.evaluation
+    agreement = config.agreement
     named = {
         "run_dir": [config.run_dir],
         "data.prompts": config.data.prompts,
@@ -100,6 +103,9 @@ def check(config: Config) -> None:
         "training.data": training.data,
         "training.mix.data": training.mix.data if training.mix else [],
         "evaluation.prompts": evaluation.prompts,
+        "evaluation.benchmarks": [one.path for one in evaluation.benchmarks],
+        "agreement.pairs": agreement.pairs,
+        "agreement.other": [agreement.other],
         "evaluation.model": [evaluation.model],
         "evaluation.baseline": [evaluation.baseline],
     }

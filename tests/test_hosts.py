@@ -67,9 +67,11 @@ def test_ctrl_c_asks_whether_the_job_stops(campaign: Campaign) -> None:
     while cluster.stats()["requests"] < before + 50:
         assert client.poll() is None
         time.sleep(0.1)
+    cluster.cable("judge", up=False)  # so that the job does not end by itself meanwhile
     client.send_signal(signal.SIGINT)
     os.write(keyboard, b"y\n")
     assert client.wait(60) == 130
+    cluster.cable("judge")
     os.close(keyboard)
     os.close(terminal)
     log = (campaign.folder / "client.log").read_text()

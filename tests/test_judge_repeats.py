@@ -137,17 +137,18 @@ def sampled(*texts: str) -> rows.Packed:
 def judged_over_http(folder: Path, times: int, **changes: Any) -> tuple[list[Any], list[Any], list[str]]:
     """The row judged `times` times with one ledger: rows, requests and their units.
 
-    At temperature 0 a rating is 5; the k-th request for a repeat of it gives 5 + k, or nothing of use.
+    At temperature 0 a rating is 5; its k-th repeat gives 5 + k, the second and third after a refusal.
     """
 
     def script(request: dict[str, Any]) -> endpoint.Answer:
         kind = request["response_format"]["json_schema"]["name"]
         score = 5
         if request["temperature"] > 0:
-            same = sum(old["messages"] == request["messages"] for old in server.requests[:-1])
-            if same in (2, 3):
+            units = [headers["x-lr-unit"] for headers in server.headers]
+            sample = int(units[-1].rpartition("/")[2])
+            if sample in (2, 3) and units.count(units[-1]) == 1:
                 return endpoint.chat("no score", refusal="I would rather not")
-            score = 5 + same
+            score = 5 + sample
         return endpoint.chat(json.dumps(REPLIES.get(kind, {"analysis": "a", "score": score})))
 
     settings = {"repeats": {"samples": 3, "margin": 1.0}, **changes}

@@ -5,13 +5,16 @@ from typing import Any
 import orjson
 import pytest
 
+from lr_ray.config import Prices
 from lr_ray.judge.answers import SCHEMAS, Rating
 from lr_ray.llm import client as clients
-from lr_ray.llm.calls import Call, Calls, Unusable
+from lr_ray.llm import usage
+from lr_ray.llm.calls import TOKENS, Call, Calls, Unusable
 from lr_ray.llm.client import Client
 from lr_ray.llm.governor import Governor
 from lr_ray.llm.ledger import Ledger
 from lr_ray.llm.lookup import Recorded
+from lr_ray.llm.records import lines, parse
 from lr_ray.llm.replies import scrub
 from lr_ray.store import Store
 from tests.endpoint import Answer, Endpoint, Script, chat, error, in_turn, run, serving, settings
@@ -222,6 +225,27 @@ def test_replies_become_valid_utf8(tmp_path: Path) -> None:
     (answer,), _, _ = ask(tmp_path, in_turn(hostile))
     assert answer.analysis == "a\ufffdb\ufffdc\ufffdd\n"
     assert scrub({"\ud800": ["\x1b[0m", 1, None]}) == {"\ufffd": ["\ufffd[0m", 1, None]}
+
+
+def test_what_an_endpoint_does_not_say_is_estimated_from_bytes_and_marked(tmp_path: Path) -> None:
+    text = '{"analysis": "' + "fine " * 40 + '", "score": 7}'
+    silent = (200, {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}, {})
+    prices = {"prompt": 1e6, "completion": 1e6}
+    (answer,), _, row = ask(tmp_path, in_turn(silent), rating("x" * 4000), prices=prices)
+    assert answer.score == 7
+    assert 1000 < row.usage["prompt_tokens"] < 1500
+    assert row.usage["completion_tokens"] == -(-len(text) // 4)
+    assert row._account.estimated
+    store = Store(str(tmp_path))
+    (segment,) = store.files("calls", ".jsonl")
+    (record,) = map(parse, lines(store, segment))
+    assert record is not None
+    assert record["reply"]["estimated"] is True
+    assert usage.money(store, Prices(**prices)) == sum(row.usage[name] for name in TOKENS[::2])  # pyrefly: ignore
+    # What says so itself is taken at its word.
+    _, _, row = ask(tmp_path, in_turn(GOOD), rating("y"))
+    assert row.usage["prompt_tokens"] == 7
+    assert not row._account.estimated
 
 
 def test_a_reply_without_choices_or_usage_is_no_answer(tmp_path: Path) -> None:

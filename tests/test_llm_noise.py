@@ -18,6 +18,25 @@ def test_what_is_refused_at_random_is_no_limit(share: float, processes: int) -> 
     assert _late(endpoint, processes) >= 0.8 * 64 / 0.2
 
 
+@pytest.mark.parametrize("processes", [1, 8])
+@pytest.mark.parametrize(("share", "pause"), [(0.05, 0.5), (0.05, 1.0), (0.2, 1.0)])
+def test_a_pause_asked_for_at_random_is_of_one_call_alone(share: float, pause: float, processes: int) -> None:
+    """Everybody pausing for each, 1 to 10 requests a second came through."""
+    endpoint = Endpoint("requests", lambda _: 1e9, lambda _: 0.2, "exact", noise=share, pause=pause)
+    assert _late(endpoint, processes) >= 0.7 * 64 / 0.2
+
+
+@pytest.mark.parametrize("retry_after", ["exact", "whole"])
+@pytest.mark.parametrize(("share", "processes"), [(0.0, 8), (0.0, 1), (0.05, 8), (0.05, 1)])
+def test_a_limit_that_asks_for_pauses_is_kept_amid_random_refusals_that_do(
+    share: float, processes: int, retry_after: str
+) -> None:
+    endpoint = Endpoint("requests", lambda _: 100, lambda _: 0.2, retry_after, noise=share, pause=0.5)
+    assert _late(endpoint, processes) >= (50 if share else 70)
+    late = [at for at in endpoint.refused if at >= 60], [at for at, _ in endpoint.used if at >= 60]
+    assert len(late[0]) / (len(late[0]) + len(late[1])) <= share + 0.05
+
+
 @pytest.mark.parametrize(("share", "processes"), [(0.05, 8), (0.2, 1)])
 def test_a_limit_is_kept_amid_random_refusals(share: float, processes: int) -> None:
     endpoint = Endpoint("requests", lambda _: 100, lambda _: 0.2, noise=share)

@@ -183,3 +183,18 @@ def test_a_keeper_that_fails_for_good_stops_the_calls() -> None:
             await beats
 
     run(work)
+
+
+def test_a_budget_that_is_reached_by_estimates_says_so() -> None:
+    account, spending = Account(), Spending(budget=1.0)
+    account.paid(0.6)
+    account.paid(0.6, estimated=True)
+    spending.add(account.take(), now=0.0)
+    assert spending.stop is not None
+    assert spending.stop.endswith(
+        "is spent as estimated from bytes, since the endpoint does not say what its answers use"
+    )
+    told = Spending(budget=1.0)
+    told.add(Report(2.0), now=0.0)
+    assert told.stop is not None
+    assert "estimated" not in told.stop

@@ -73,7 +73,7 @@ def test_equals_break_by_lowest_index_in_any_order() -> None:
         ([("same", 5.0), ("same", 5.0)], {}, pairs.IDENTICAL),
         ([("a", 5.0), ("b", 4.6)], {"margin": 0.5}, pairs.MARGIN),
         ([("aaaaaa", 9.0), ("bb", 1.0)], {"max_length_ratio": 2.0}, pairs.LENGTH_RATIO),
-        ([("aaaaaa", 9.0), ("", 1.0)], {"max_length_ratio": 2.0}, pairs.LENGTH_RATIO),
+        ([("aaaaaa", 9.0), (" \n", 1.0)], {}, pairs.TOO_FEW),
     ],
 )
 def test_reasons(candidates: list[tuple[str, float | None]], settings: dict[str, Any], reason: str) -> None:
@@ -98,6 +98,16 @@ def test_default_rule_is_the_papers() -> None:
     four = [(letter, float(place)) for place, letter in enumerate("abcd")]
     assert pairs.choose(judged(*four), config.Pairs()) == pairs.TOO_FEW
     assert picked(judged(*four, ("e", 4.0)), config.Pairs()) == (4, 0)
+
+
+def test_what_a_reward_did_not_look_at_counts_for_the_least_number() -> None:
+    two = judged(("a", 1.0), ("b", 0.0), ("c", None), ("d", None))
+    assert pairs.choose(two, rules(min_candidates=4)) == pairs.TOO_FEW
+    pair = pairs.choose(two, rules(min_candidates=4), unasked=2)
+    assert not isinstance(pair, str)
+    assert pair["index_chosen"] == 0
+    assert pairs.choose(two, rules(min_candidates=5), unasked=2) == pairs.TOO_FEW
+    assert pairs.choose(judged(("a", None), ("b", None)), rules(), unasked=2) == pairs.TOO_FEW
 
 
 def test_export_formats() -> None:

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from jobs.demo import task
-from lr_ray import config, plan, plan_training, rows, simulated
-from lr_ray.judge import forecast
+from lr_ray import config, plan, plan_range, plan_training, rows, simulated
+from lr_ray.judge import forecast, requests
 from lr_ray.llm import usage
+from lr_ray.llm.records import FOLDER, SUFFIX, lines
 from lr_ray.llm.usage import Used
 from lr_ray.store import Store
 from tests.test_rollout import inputs, judge_here
@@ -38,19 +39,109 @@ def off(forecast: plan.Forecast, used: dict[str, Used], prices: config.Prices) -
     return errors | {"money": forecast.money / money - 1}
 
 
+def with_calls_of(store: Store, asked: config.Config, folder: Path, count: int) -> config.Config:
+    """A run directory that holds the first `count` answers and no judged row, as after an early Ctrl-C."""
+    (name,) = store.files(FOLDER, SUFFIX)
+    kept = [line for line, _ in zip(lines(store, name), range(count), strict=False)]
+    (folder / FOLDER).mkdir(parents=True)
+    (folder / FOLDER / name).write_bytes(b"\n".join(kept) + b"\n")
+    return asked.model_copy(update={"run_dir": str(folder)})
+
+
+def assert_between_ends(forecast: plan.Forecast, used: dict[str, Used], prices: config.Prices) -> None:
+    assert forecast.ends is not None
+    low, high, spent = *forecast.ends, plan_range.total(used)
+    for name in ("calls", "prompt_tokens", "completion_tokens"):
+        assert getattr(low, name) <= getattr(spent, name) <= getattr(high, name), name
+        assert getattr(low, name) <= getattr(forecast.all, name) <= getattr(high, name), name
+    least, money, most = (plan.cost(vars(one), prices) or 0.0 for one in (low, spent, high))
+    assert least <= money <= most
+    assert least <= (forecast.money or 0.0) <= most
+
+
+def width(forecast: plan.Forecast) -> float:
+    """How far apart the ends are, in completion tokens."""
+    assert forecast.ends is not None
+    return forecast.ends[1].completion_tokens - forecast.ends[0].completion_tokens
+
+
+def test_while_no_answer_is_there_a_forecast_has_ends_that_hold_what_is_used(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    with simulated.running() as url:
+        given = inputs(tmp_path, 24, 8)
+        asked = demo(tmp_path, url, given)
+        judge_here(asked)
+        used = usage.by_kind(Store(asked.run_dir))
+    prompts = write(tmp_path / "p.jsonl", *map(dict, task.make_prompts("rollout", 24)[0]))
+    tree = asked.model_dump()
+    tree |= {"run_dir": str(tmp_path / "unsampled"), "data": {"prompts": [prompts]}}
+    tree["sampling"] |= {"n": 8, "max_tokens": 64}
+    unsampled = config.Config.model_validate(tree)
+    found = plan.make(unsampled)
+    record_property("relative errors before sampling", off(found, used, asked.judge.prices))
+    assert_between_ends(found, used, asked.judge.prices)
+    text = plan.render(found, unsampled)
+    assert "at least" in text
+    assert "at most" in text
+
+
+def test_cached_tokens_are_forecast_where_they_have_a_price(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    prices = {**PRICES, "cached_prompt": 0.1}
+    with simulated.running(cache_block=512) as url:
+        asked = demo(tmp_path, url, inputs(tmp_path, 24, 8), prices=prices)
+        before = plan.make(asked)
+        judge_here(asked)
+        used = usage.by_kind(Store(asked.run_dir))
+    errors = off(before, used, asked.judge.prices)
+    record_property("relative errors with a price of cached tokens", errors)
+    assert abs(errors["cached_tokens"]) < 0.1
+    assert_between_ends(before, used, asked.judge.prices)
+    free = demo(tmp_path, url, {"candidates": asked.data.candidates}, prices=PRICES)
+    assert plan.make(free.model_copy(update={"run_dir": str(tmp_path / "none")})).all.cached_tokens == 0
+
+
+def test_a_judge_is_supposed_to_write_as_much_as_its_examples() -> None:
+    row: Any = {"prompt_id": "a", "context": "Mira bakes. " * 50, "question": "Q?", "reference_answer": None}
+    row |= {"prompt": [], "candidates": [{"index": 0, "text": "Mira bakes.", "finish_reason": "stop"}]}
+    row |= {"sampled_at": 0.0}
+    used = forecast.of_row(row, config.Judge())
+    system, _ = requests.template("logicality", "en")
+    examples = [line for line in system.splitlines() if line.startswith('{"') and "…" not in line]
+    assert len(examples) == 3
+    assert used["logicality"].completion_tokens == pytest.approx(sum(map(len, examples)) / 3 / 4, abs=1)
+    several = forecast.of_row(
+        {**row, "candidates": [{**row["candidates"][0], "text": "Mira bakes. Toben sings. Sela knits."}]},
+        config.Judge(statements_per_call=3),
+    )
+    assert several["support"].calls == 1
+    assert 2 * 38 < several["support"].completion_tokens < 4 * 38
+
+
 @pytest.mark.parametrize("statements_per_call", [1, 3])
 def test_a_forecast_is_close_to_what_the_run_then_uses(
     tmp_path: Path, statements_per_call: int, record_property: Callable[[str, object], None]
 ) -> None:
-    """Before a prompt is judged calls and prompt tokens; money too once the judge has been heard."""
+    """Before the judge is heard calls and prompt tokens, and money between its ends; then money too."""
     with simulated.running() as url:
         asked = demo(tmp_path, url, inputs(tmp_path, 24, 8), statements_per_call=statements_per_call)
         before = plan.make(asked)
         judged = judge_here(asked)
         store = Store(asked.run_dir)
         used = usage.by_kind(store)
+        heard = plan.make(with_calls_of(store, asked, tmp_path / "heard", 300))
         store.write_rows("judged", [rows.unpack(row) for row in judged[:4]], rows.JUDGED)
         after = plan.make(asked)
+    first, second = off(before, used, asked.judge.prices), off(heard, used, asked.judge.prices)
+    record_property("relative errors after 300 answers, no prompt judged", second)
+    assert abs(second["money"]) < 0.1, second
+    assert abs(second["completion_tokens"]) < 0.15, second
+    assert_between_ends(before, used, asked.judge.prices)
+    assert_between_ends(heard, used, asked.judge.prices)
+    assert width(heard) < 0.6 * width(before)
+    assert after.ends is None
     first = off(before, used, asked.judge.prices)
     then = off(after, used, asked.judge.prices)
     record_property("relative errors before", first)
@@ -82,7 +173,8 @@ def test_another_runs_judge_is_learned_from(tmp_path: Path) -> None:
     found = plan.make(borrowed)
     assert found.judged == 8
     assert found.money is not None
-    assert found.money < 0.9 * (plan.make(second).money or 0.0)
+    assert found.money < 0.97 * (plan.make(second).money or 0.0)
+    assert found.ends is None
     assert found.spent == 0
 
 

@@ -69,3 +69,87 @@ def test_too_little_is_none_not_a_number() -> None:
 def test_not_finite_is_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="finite"):
         statistics.mean_interval([1.0, bad])
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        # scipy 1.17.1: binomtest(k, n).proportion_ci(method="wilson")
+        (307, 464, 0.6174156106727721, 0.7032058245846134),
+        (50, 100, 0.4038315303659956, 0.5961684696340044),
+        (1, 3, 0.06149194472039626, 0.7923403991979523),
+        (0, 10, 0.0, 0.27753279986288926),
+        (10, 10, 0.7224672001371109, 1.0),
+        (1, 1, 0.20654931437723745, 1.0),
+    ],
+)
+def test_wilson_as_scipy_has_it(successes: int, n: int, low: float, high: float) -> None:
+    assert statistics.wilson(successes, n) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_wilson_without_trials_is_none() -> None:
+    assert statistics.wilson(0, 0) is None
+
+
+def test_kappa_by_hand() -> None:
+    """Agreed on 3 of 4; chance agrees on 1/2 * 3/4 + 1/2 * 1/4 = 1/2."""
+    got = statistics.kappa(["a", "a", "b", "b"], ["a", "a", "a", "b"])
+    assert (got["kappa"], got["agreement"], got["count"]) == (pytest.approx(0.5), 0.75, 4)
+
+
+def test_kappa_as_scikit_learn_and_statsmodels_have_it() -> None:
+    one, other = list("AABBBCCAABCT"), list("ABBBCCCAATCA")
+    assert statistics.kappa(one, other)["kappa"] == pytest.approx(0.5339805825242718)
+    # statsmodels 0.15's asymptotic interval of the same table twenty times over.
+    got = statistics.kappa(one * 20, other * 20)
+    assert got["kappa"] == pytest.approx(0.5339805825242718)
+    assert got["low"] == pytest.approx(0.4556, abs=0.01)
+    assert got["high"] == pytest.approx(0.6124, abs=0.01)
+    assert got == statistics.kappa(one * 20, other * 20)
+
+
+def test_kappa_where_it_is_not_defined() -> None:
+    nothing = {"kappa": None, "low": None, "high": None}
+    assert statistics.kappa([], []) == {**nothing, "agreement": None, "count": 0}
+    assert statistics.kappa(["a"] * 5, ["a"] * 5) == {**nothing, "agreement": 1.0, "count": 5}
+    assert statistics.kappa(["a", "b"], ["b", "a"])["kappa"] == -1
+
+
+def test_correlation_as_scipy_has_it() -> None:
+    x, y = [1, 2, 2, 3, 5, 8, 8, 8, 13, 21], [2.0, 1.5, 3, 3, 2.5, 9, 4, 7, 7, 6]
+    got = statistics.correlation(x, y)
+    # scipy 1.17.1: pearsonr and spearmanr, with ties
+    assert got["pearson"] == pytest.approx(0.6346042890464979)
+    assert got["spearman"] == pytest.approx(0.7956999561677748)
+    assert got["low"] is not None
+    assert got["high"] is not None
+    assert got["low"] < got["spearman"] < got["high"] <= 1
+
+
+def test_a_correlations_interval_draws_whole_groups() -> None:
+    """Ten copies of each item tell no more than one: drawn by group the interval is as wide as of one."""
+    random = np.random.default_rng(3)
+    x = random.normal(size=40)
+    y = x + random.normal(size=40)
+    single = statistics.correlation(list(x), list(y))
+    tenfold = [list(np.repeat(side, 10)) for side in (x, y)]
+    grouped = statistics.correlation(*tenfold, groups=list(np.repeat(np.arange(40), 10)))
+    ungrouped = statistics.correlation(*tenfold)
+    assert grouped["spearman"] == pytest.approx(single["spearman"])
+
+    def width(of: statistics.Correlation) -> float:
+        assert of["low"] is not None
+        assert of["high"] is not None
+        return of["high"] - of["low"]
+
+    assert width(grouped) == pytest.approx(width(single), rel=0.1)
+    assert width(ungrouped) < 0.5 * width(single)
+
+
+def test_correlation_where_it_is_not_defined() -> None:
+    nothing = dict.fromkeys(("pearson", "spearman", "low", "high"), None)
+    assert statistics.correlation([], []) == nothing | {"count": 0}
+    assert statistics.correlation([1, 1, 1], [1, 2, 3]) == nothing | {"count": 3}
+    assert statistics.correlation([1, 2], [5, 4])["spearman"] == pytest.approx(-1)
+    with pytest.raises(ValueError, match="not a finite number"):
+        statistics.correlation([1.0, float("nan")], [1.0, 2.0])

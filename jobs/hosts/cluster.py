@@ -32,10 +32,13 @@ WATCHFUL = {
 class Cluster(Network):
     """`workers` hosts w1, w2, … beside head, judge and client; on the local disk they share one directory."""
 
-    def __init__(self, workers: int = 2, cpus: int = 2) -> None:
+    def __init__(
+        self, workers: int = 2, cpus: int = 2, latency: float = LATENCY, plain: bool = False
+    ) -> None:
         self.workers = [f"w{number}" for number in range(1, workers + 1)]
         super().__init__(["head", *self.workers, "judge", "client"])
         self._cpus = cpus
+        self._knobs = ["--latency", str(latency), *(["--plain"] if plain else [])]
         self.token = secrets.token_hex(32)
         self.machines: dict[str, subprocess.Popen[Any]] = {}
         self.disk = Path()
@@ -63,8 +66,7 @@ class Cluster(Network):
         """The judge, the head and the workers; and a disk that all see, too small for a run."""
         self.disk = self.folder / "disk"
         serve = [sys.executable, "-m", "lr_ray.cli", "simulate-judge", "--host", self.address["judge"]]
-        serve += ["--port", str(JUDGE), "--latency", str(LATENCY)]
-        self.popen("judge", serve, self.environment())
+        self.popen("judge", [*serve, "--port", str(JUDGE), *self._knobs], self.environment())
         self.disk.mkdir()
         mount("-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", str(self.disk))
         self.start_head()

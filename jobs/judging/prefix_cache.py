@@ -97,6 +97,8 @@ class Endpoint:
     async def ask(self, call: Call[Any]) -> Any:
         blocks = chain(call.messages)
         await self._turn(call.order)
+        if call.begun is not None:
+            call.begun()
         self.reuse.calls += 1
         self.reuse.blocks += len(blocks)
         self.reuse.possible += self._all.hits(blocks)

@@ -8,6 +8,7 @@ from jobs.judging import workload
 from lr_ray import rows
 from lr_ray.config import Config
 from lr_ray.judge.actor import judge_stage
+from lr_ray.llm import records
 from lr_ray.store import Store
 
 ROUNDS = 8  # rows that each place of an actor judges
@@ -17,7 +18,8 @@ FULL = 0.95  # of the places taken: from the first to the last such moment is me
 
 @dataclass
 class Scaling:
-    """`in_flight` is the most rows at once; `efficiency` against the smallest number of actors."""
+    """`in_flight` is the most rows at once; `efficiency` against the smallest number of actors; `hosts` are
+    those that actors ran on."""
 
     actors: int
     latency: float
@@ -26,6 +28,7 @@ class Scaling:
     rows_a_second: float
     calls_a_second: float
     seconds: float
+    hosts: list[str]
     efficiency: float = 0.0
 
 
@@ -52,7 +55,9 @@ def measure(
     within = [row for row in judged if start < row["judged_at"] <= end]
     calls = sum(row["usage"]["calls"] for row in within)
     seconds = max(end - start, 1e-9)
-    return Scaling(actors, latency, len(judged), most, len(within) / seconds, calls / seconds, seconds)
+    # A segment of the ledger is named by its writer's host.
+    hosts = sorted({name.rsplit("-", 2)[0] for name in Store(folder).files(records.FOLDER, records.SUFFIX)})
+    return Scaling(actors, latency, len(judged), most, len(within) / seconds, calls / seconds, seconds, hosts)
 
 
 def full(judged: list[Any], places: int) -> tuple[int, float, float]:

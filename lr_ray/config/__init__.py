@@ -14,14 +14,24 @@ import yaml
 from pydantic import Field, ValidationError
 
 from lr_ray import redact
+from lr_ray.config.agreement import Agreement
+from lr_ray.config.compare import Compare
+from lr_ray.config.evaluation import Benchmark, Evaluation
 from lr_ray.config.judge import DIMENSIONS, Judge, Prices, Repeats, Retrieval, Serving, Weights
-from lr_ray.config.section import Data, Evaluation, Log, Pairs, Sampling, Section
+from lr_ray.config.rewards import Contrast, Direct, Rewards, Srm
+from lr_ray.config.section import Data, Log, Pairs, Sampling, Section
+from lr_ray.config.synthesis import Synthesis
 from lr_ray.config.training import Mix, Training
 
 __all__ = [
     "DIMENSIONS",
+    "Agreement",
+    "Benchmark",
+    "Compare",
     "Config",
+    "Contrast",
     "Data",
+    "Direct",
     "Evaluation",
     "Judge",
     "Log",
@@ -30,8 +40,11 @@ __all__ = [
     "Prices",
     "Repeats",
     "Retrieval",
+    "Rewards",
     "Sampling",
     "Serving",
+    "Srm",
+    "Synthesis",
     "Training",
     "Weights",
     "api_key",
@@ -47,6 +60,8 @@ class Config(Section):
     """Seconds a stage waits for a cluster that grows to hold all its actors; then it starts with fewer."""
     data: Data = Data()
     """What goes in."""
+    synthesis: Synthesis = Synthesis()
+    """Prompts made of documents, by `lr-ray synthesize`."""
     sampling: Sampling = Sampling()
     """The policy and how it is sampled."""
     judge: Judge = Judge()
@@ -55,10 +70,16 @@ class Config(Section):
     """An open-weights judge served inside the cluster by `lr-ray serve-judge`."""
     pairs: Pairs = Pairs()
     """Which candidates make a preference pair."""
+    rewards: Rewards = Rewards()
+    """What rewards other than LongReward need."""
+    compare: Compare = Compare()
+    """Runs side by side on the same candidates, for `lr-ray compare`."""
     training: Training = Training()
     """DPO or SFT."""
     evaluation: Evaluation = Evaluation()
-    """Before and after on held-out prompts."""
+    """Before and after on held-out prompts and benchmarks."""
+    agreement: Agreement = Agreement()
+    """How far the judge agrees with labelled pairs, for `lr-ray agreement`."""
     log: Log = Log()
     """What actors log, for whoever looks for the cause of something."""
 

@@ -94,6 +94,9 @@ class Judge(Section):
     """Statements of an answer verified by one call (paper: 1); more costs less, and verdicts may change."""
     no_statements_score: float | None = Field(None, ge=0, le=10)
     """Faithfulness of an answer without factual statements; none: unscored."""
+    retry_unscored: bool = False
+    """`retry-failed` also takes up judged prompts that miss a score where new samples may help: after replies
+    that were cut off, refused or invalid, up to `attempts` more. Other verbs take no notice of it."""
     budget: float | None = Field(None, gt=0)
     """Money for judging in the unit of `prices`, over all calls on the run directory; the run stops there."""
     max_error_rate: float = Field(0.5, gt=0, le=1)

@@ -5,6 +5,18 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Resources = dict[str, Annotated[float, Field(gt=0)]]
+Reward = Literal[
+    "longreward",
+    "without_helpfulness",
+    "without_logicality",
+    "without_faithfulness",
+    "without_completeness",
+    "length",
+    "random",
+    "srm",
+    "contrast",
+    "direct",
+]
 
 
 class Section(BaseModel):
@@ -57,23 +69,16 @@ class Sampling(Section):
 
 
 class Pairs(Section):
+    reward: Reward = "longreward"
+    """What makes one answer better: longreward (0-10), the same without one of its dimensions (0-10, from the
+    scores that are there), length (characters), random (0-1), srm (the model's logit), contrast and direct (1
+    for who wins, 0 for who loses; a direct tie 0.5)."""
     min_candidates: int = Field(5, ge=2)
-    """Candidates with all weighted dimensions scored that a prompt needs (paper: 5)."""
+    """Candidates with a reward that a prompt needs (paper: 5); direct counts those it drew its two from."""
     margin: float = Field(0.0, ge=0)
-    """Least reward difference of best and worst; a tie never pairs (not published)."""
+    """Least difference of best and worst on the reward's own scale; a tie never pairs (not published)."""
     max_length_ratio: float | None = Field(None, gt=1)
     """Longest over shortest answer of a pair, in characters; none: no limit (not published)."""
-
-
-class Evaluation(Section):
-    prompts: list[str] = []
-    """Held-out prompts; none: no evaluation."""
-    n: int = Field(1, ge=1)
-    """Answers a prompt and model."""
-    baseline: str | None = None
-    """The model before; none: sampling.model."""
-    model: str | None = None
-    """The model after; none: the run's own model."""
 
 
 class Log(Section):

@@ -76,6 +76,8 @@ def _unscored(judged: rows.Judged) -> Counter[tuple[str, str]]:
     )
 
 
-def judge_stage(dataset: "Dataset", config: Config, store: Store, tally: Any = None) -> "Dataset":
+def judge_stage(
+    dataset: "Dataset", config: Config, store: Store, tally: Any = None, load: rows.Load | None = None
+) -> "Dataset":
     """Packed rows of kind sampled or failed → judged, failed or left; see `ask_stage`."""
-    return ask_stage(dataset, JudgeActor, config, store, tally)
+    return ask_stage(dataset, JudgeActor, config, store, tally, load)

@@ -74,6 +74,13 @@ class Facts(_Answer):
     facts: list[Text] = Field(max_length=ITEMS - 1)
 
 
+class Preference(_Answer):
+    """Which of two answers is better, after the analysis."""
+
+    analysis: Analysis
+    winner: Literal["first", "second", "tie"]
+
+
 def _object(**properties: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
@@ -97,6 +104,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "extract": _object(facts=_TEXTS),
     "completeness": _RATING,
 }
+
+
+PREFERENCE = _object(analysis=_ANALYSIS, winner={"type": "string", "enum": ["first", "second", "tie"]})
+"""Of a direct pairwise call, which is no part of judging a row."""
 
 
 def schema(kind: str, answer: type[BaseModel]) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 It is the judge itself (`core.judge_row`) that says which calls a row makes and what stands in them: chunks,
 retrieved passages, equal answers and statements, everything as in the run. Only what a judge would say is
-assumed here, and so is its length.
+assumed here, and so is its length: that of the examples in its own prompt, which models imitate.
 """
 
 import asyncio
 import hashlib
+import json
 import re
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,19 +27,23 @@ from lr_ray.llm.calls import EMBEDDINGS_A_CALL, Call, Vectors
 from lr_ray.llm.usage import Used
 from lr_ray.rows import Sampled, no_usage
 
-RATING_TOKENS = 120  # of an answer with analysis and score
-VERDICT_TOKENS = 80  # of an analysis and verdict
 FACTS_SHARE = 0.05  # of a chunk is said again by its extract
+CACHE_BLOCK = 512  # characters, about 128 tokens: the coarsest step in which endpoints count cached tokens
 
 A = TypeVar("A", bound=BaseModel)
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 _LETTER = re.compile(r"[^\W\d_]")
+_EXAMPLE = re.compile(r"^\{.*\}$", re.MULTILINE)
 
 
-def of_row(row: Sampled, settings: Judge) -> dict[str, Used]:
-    """Calls and tokens that judging `row` would take, by kind of call; nothing is asked of anybody."""
-    asks = _Assumed(row, settings)
+def of_row(row: Sampled, settings: Judge, cached: set[int] | None = None) -> dict[str, Used]:
+    """Calls and tokens that judging `row` would take, by kind of call; nothing is asked of anybody.
+
+    With `cached`, the blocks that a prefix cache without limit holds, cached tokens are counted, and what
+    the row brings is added; else none are.
+    """
+    asks = _Assumed(row, settings, cached)
     embed = asks.embed if settings.retrieval.embedding_model else None
     asyncio.run(core.judge_row(row, asks, settings, embed))
     return dict(asks.used)
@@ -63,20 +69,23 @@ class _Counter:
 class _Assumed:
     """In place of `llm.calls.Calls`: takes each different request down, and answers by assumption."""
 
-    def __init__(self, row: Sampled, settings: Judge) -> None:
+    def __init__(self, row: Sampled, settings: Judge, cached: set[int] | None) -> None:
         self.usage, self.first_call_at = no_usage(), time.time()
         self.used: dict[str, Used] = defaultdict(Used)
         self._texts = {candidate["index"]: candidate["text"] for candidate in row["candidates"]}
         self._settings, self._tokens = settings, _Counter(chunks.measure(settings.tokenizer))
         self._fixed: dict[str, int] = {}
+        self._said: dict[str, float] = {}
         self._asked: set[bytes] = set()
+        self._cached = cached
 
     async def ask(self, call: Call[A]) -> A:
         answer, tokens = self._answer(call)
         same = hashlib.sha256(orjson.dumps([call.name, call.messages, call.sample])).digest()
         if same not in self._asked:
             self._asked.add(same)
-            self._take(call.name, self._prompt(call), tokens)
+            prompt = self._prompt(call)
+            self._take(call.name, prompt, tokens, round(prompt * self._hit(call)))
         return call.answer.model_validate(answer)
 
     async def embed(self, texts: list[str]) -> Vectors:
@@ -84,11 +93,32 @@ class _Assumed:
             self._take("embeddings", sum(map(self._tokens, texts[start : start + EMBEDDINGS_A_CALL])), 0)
         return np.ones((len(texts), 1), np.float32)
 
-    def _take(self, kind: str, prompt: int, completion: int) -> None:
-        one = self.used[kind]
-        one.calls += 1
-        one.prompt_tokens += prompt
-        one.completion_tokens += completion
+    def _take(self, kind: str, prompt: int, completion: int, cached: int = 0) -> None:
+        self.used[kind].add(Used(1, prompt, cached, completion))
+
+    def _hit(self, call: Call[A]) -> float:
+        """The share of the prompt that calls before it have brought into the cache."""
+        if self._cached is None:
+            return 0.0
+        text, block, hit = "\0".join(message["content"] for message in call.messages), 0, 0
+        for end in range(CACHE_BLOCK, len(text) + 1, CACHE_BLOCK):
+            block = hash((block, text[end - CACHE_BLOCK : end]))
+            if block in self._cached:
+                hit = end
+            self._cached.add(block)
+        return hit / len(text)
+
+    def _example(self, call: Call[A]) -> float:
+        """Mean tokens of the answers (of a verdict, where several are asked for) in the prompt's examples."""
+        fixed = call.messages[0]["content"]
+        if fixed not in self._said:
+            # The line that shows the form alone has an ellipsis in its place.
+            examples = [text for text in _EXAMPLE.findall(fixed) if "…" not in text]
+            assert examples, f"the prompt of {call.name} has no example of an answer"
+            self._said[fixed] = fmean(
+                self._tokens(text) / len(json.loads(text).get("verdicts", "1")) for text in examples
+            )
+        return self._said[fixed]
 
     def _prompt(self, call: Call[A]) -> int:
         fixed, *rest = (message["content"] for message in call.messages)
@@ -110,12 +140,13 @@ class _Assumed:
             answer = {"facts": [text[: max(1, round(len(text) * FACTS_SHARE))][: TEXT_CHARS - 1]]}
             return answer, self._json(answer)
         if call.name != "support":
-            return {"analysis": "", "score": 5}, RATING_TOKENS
+            return {"analysis": "", "score": 5}, round(self._example(call))
         verdict = {"analysis": "", "verdict": "full"}
         if not issubclass(call.answer, Verdicts):
-            return verdict, VERDICT_TOKENS
+            return verdict, round(self._example(call))
         count = call.answer.count
-        return {"verdicts": [{**verdict, "statement": i + 1} for i in range(count)]}, VERDICT_TOKENS * count
+        verdicts = [{**verdict, "statement": i + 1} for i in range(count)]
+        return {"verdicts": verdicts}, round(self._example(call) * count)
 
     def _json(self, answer: dict[str, Any]) -> int:
         return self._tokens(orjson.dumps(answer).decode())

@@ -1,11 +1,15 @@
 """In which order a judge actor's calls go out, so that prefix caches hit although they are small.
 
 Rows that began first go first, so that what their calls share is used again before it is dropped. Rows on
-one document in flight together are one group, whose extracts go chunk by chunk.
+one document in flight together are one group: its extracts go chunk by chunk, then the calls that share
+little more than their instructions kind by kind, then the rest row by row.
 
 Calls that begin together all miss a cache that learns a prompt only when it is answered. So of calls that
 share a beginning the first leads, and the others stay back until it is answered: as long as there are other
-calls to make, which costs no time, and where they share so much that it pays for the time, in any case.
+calls to make, which costs no time, and where they share so much that it pays for the time, in any case. The
+first call of each kind is waited for once, by all rows in flight, for the instructions. Whoever stayed back
+for a long beginning then goes before all others: the leader may have gone out early, into a place that was
+free, and what it left in the cache will not stay there until the turn of its group.
 """
 
 import asyncio
@@ -24,19 +28,50 @@ from lr_ray.llm.governor import Order
 
 LONG = 8192  # characters, about 2,000 tokens
 LONGEST_STAY = 15.0  # seconds; a leader in trouble holds the others back no longer
+HOT = -1  # in place of a group: before all of them
+SHORT = ("statements", "helpfulness", "logicality")  # what their calls share is short
 KINDS = ("statements", "helpfulness", "logicality", "completeness", "support")
 
 A = TypeVar("A", bound=BaseModel)
 Beginning = tuple[str | int, ...]
 
 
+class Lead:
+    """A call that others wait for: when it has begun, and when it is answered (or came to nothing).
+
+    Until it has begun it waits as everybody does, and the others may as well wait with it.
+    """
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.begun: asyncio.Future[None] = loop.create_future()
+        self.done: asyncio.Future[None] = loop.create_future()
+
+    def begin(self) -> None:
+        if not self.begun.done():
+            self.begun.set_result(None)
+
+    def end(self) -> None:
+        self.begin()
+        self.done.set_result(None)
+
+    async def wait(self, place: asyncio.Future[None] | None = None) -> None:
+        """Until it is answered or `place` is given, but no longer than `LONGEST_STAY` after it began."""
+        others = [] if place is None else [place]
+        # Waits, not awaits: neither the leader's end nor ours may cancel the other's.
+        await asyncio.wait([self.begun, *others], return_when=asyncio.FIRST_COMPLETED)
+        if place is None or not place.done():
+            first = asyncio.FIRST_COMPLETED
+            await asyncio.wait([self.done, *others], timeout=LONGEST_STAY, return_when=first)
+
+
 @dataclass
 class _Group:
-    """The rows in flight on one document, the first of them `number`; a lead is done once answered."""
+    """The rows in flight on one document, the first of them `number`."""
 
     number: int
     rows: int = 0
-    leads: dict[Beginning, asyncio.Future[None]] = field(default_factory=dict)
+    leads: dict[Beginning, Lead] = field(default_factory=dict)
 
 
 class Turns:
@@ -48,6 +83,7 @@ class Turns:
         self._back: list[tuple[Order, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
         self._groups: dict[str, _Group] = {}
+        self._firsts: dict[str, Lead] = {}
 
     @contextmanager
     def row(self, context: str) -> Iterator["Turn"]:
@@ -72,15 +108,21 @@ class Turns:
             self._out -= 1
             self._call_up()
 
-    async def stay_back(self, lead: asyncio.Future[None], order: Order, *, long: bool) -> None:
+    async def after_the_first(self, kind: str, mine: Lead) -> None:
+        """Wait for the first call of `kind`, unless it is `mine`; a row alone is quicker without."""
+        first = self._firsts.setdefault(kind, mine)
+        alone = sum(group.rows for group in self._groups.values()) == 1
+        if first is not mine and not first.done.done() and not alone:
+            await first.wait()
+
+    async def stay_back(self, lead: Lead, order: Order, *, long: bool) -> None:
         """Wait for `lead` to be answered; unless it is `long`, no longer than there are other calls."""
         if long:
-            # A wait, not an await: neither the leader's end nor ours may cancel the other's.
-            await asyncio.wait([lead], timeout=LONGEST_STAY)
+            await lead.wait()
         elif self._out >= self._limit():
             place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             heapq.heappush(self._back, (order, next(self._numbers), place))
-            await asyncio.wait([lead, place], timeout=LONGEST_STAY, return_when=asyncio.FIRST_COMPLETED)
+            await lead.wait(place)
             place.cancel()
 
     def _call_up(self) -> None:
@@ -110,17 +152,22 @@ class Turn:
         call = replace(call, order=self._order(call.name, where))
         leads, beginnings = self._group.leads, self._beginnings(call.name, where)
         ahead = [leads[beginning] for beginning in beginnings if beginning in leads]
-        mine = asyncio.get_running_loop().create_future()
+        mine = Lead()
         leads.update(dict.fromkeys(beginnings[len(ahead) :], mine))
         try:
-            if ahead and not ahead[-1].done():
-                # Passages may differ after the first, so that a long stay need not pay.
-                long = shared >= LONG and call.name != "support"
-                await self._turns.stay_back(ahead[-1], call.order, long=long)
+            await self._turns.after_the_first(call.name, mine)
+            if ahead:
+                if not ahead[-1].done.done():
+                    # Passages may differ after the first, so that a long stay need not pay.
+                    long = shared >= LONG and call.name != "support"
+                    await self._turns.stay_back(ahead[-1], call.order, long=long)
+                if ahead[-1].done.done() and call.name not in SHORT:
+                    # What it shares is in the cache; later it might not be.
+                    call = replace(call, order=(HOT, *call.order))
             with self._turns.out():
-                return await ask(call)
+                return await ask(replace(call, begun=mine.begin))
         finally:
-            mine.set_result(None)
+            mine.end()
 
     def _beginnings(self, kind: str, where: tuple[int, ...]) -> list[Beginning]:
         """What the call shares with others, from the least to the most."""
@@ -133,4 +180,6 @@ class Turn:
     def _order(self, kind: str, where: tuple[int, ...]) -> Order:
         if kind == "extract":
             return (self._group.number, 0, *where, self._number)
-        return (self._group.number, 1, self._number, KINDS.index(kind), *where)
+        if kind in SHORT:
+            return (self._group.number, 1, KINDS.index(kind), self._number, *where)
+        return (self._group.number, 2, self._number, KINDS.index(kind), *where)

@@ -39,8 +39,15 @@ class Asker:
     makes: ClassVar[rows.Kind]
     stage: ClassVar[str]
 
-    def __init__(self, config: Config, store: Store, tally: Any = None, keeper: Any = None) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        tally: Any = None,
+        keeper: Any = None,
+        load: rows.Load | None = None,
+    ) -> None:
+        self.config, self._load = config, load
         self._store, self._keeper = store, keeper
         self.tally, self.journal = _Tally(tally), journal.of(config)
         self._beats: asyncio.Task[None] | None = None
@@ -67,7 +74,7 @@ class Asker:
         Raises:
             EndpointRefused: the endpoint refuses us for good.
         """
-        if packed["kind"] != self.takes:
+        if packed["kind"] not in (self.takes, "pointer"):
             assert packed["kind"] == "failed", f"{self.stage} does not take a {packed['kind']} row"
             return packed
         if self._started is None:
@@ -84,6 +91,7 @@ class Asker:
 
     async def _place(self, packed: rows.Packed) -> rows.Packed:
         async with self._places:
+            packed = await rows.opened(packed, self._load)
             return await self._worked(packed["prompt_id"], rows.unpack(packed))
 
     def _start(self) -> None:
@@ -187,9 +195,16 @@ class _Tally:
 
 
 def ask_stage(
-    dataset: "Dataset", asker: type[Asker], config: Config, store: Store, tally: Any = None
+    dataset: "Dataset",
+    asker: type[Asker],
+    config: Config,
+    store: Store,
+    tally: Any = None,
+    load: rows.Load | None = None,
 ) -> "Dataset":
     """Packed rows of the kind that `asker` takes, or failed → of the kind it makes, or failed, or left.
+
+    With `load` rows may come as pointers, which the actors load.
 
     Answers that the ledger in `store` holds, or that of a run in `judge.reuse`, are not paid again.
     `tally` is None or the handle of an actor with the method ``add({counter: number})``.
@@ -212,6 +227,7 @@ def ask_stage(
         "store": store,
         "tally": tally,
         "keeper": shared.keeper(config, _spent(config)),
+        "load": load,
     }
     with warnings.catch_warnings():
         # Ray 2.60 deprecates remote arguments without a name of their own, and max_concurrency has none yet.

@@ -97,7 +97,8 @@ class Bureau:
         most = min(limits.window.limit, self._ceiling)
         in_flight = {one: (process.in_flight, free[one]) for one, process in use.items()}
         window = _places(self._windows[replica], most, name, in_flight, now)
-        return Lease(limits.dealt(name), requests, tokens, window, max(0.0, limits.paused_until - now))
+        pause = max(0.0, limits.paused_until - now)
+        return Lease(limits.dealt(name), requests, tokens, window, pause, limits.noise.share > 0)
 
     def _together(self, name: str, now: float) -> float:
         """Calls in flight for `name` at all replicas together; where there is one, its window says it."""

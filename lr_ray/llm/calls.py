@@ -6,12 +6,15 @@ cut off (`finish_reason=length`) → once more with more room;
 refused or filtered → one new sample;
 not what the schema asks for, out of range or empty → new samples, at temperature 0.95 (as the paper does);
 refused for good, as a prompt over the window, or still of no use → unscored, with the reason.
-Only the unit itself is asked again, in this run and in a later one.
+Only the unit itself is asked again, in this run and in a later one. What is recorded is always heard to its
+end, also beyond `attempts`: a retry of unscored units (`judge.retry_unscored`) goes on from there, with as
+many new attempts.
 """
 
 import asyncio
 import base64
 import hashlib
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Container
 from dataclasses import dataclass
@@ -28,7 +31,8 @@ from lr_ray.config import Judge
 from lr_ray.llm.client import Client, Count, Unanswerable
 from lr_ray.llm.governor import Order
 from lr_ray.llm.ledger import Ledger
-from lr_ray.llm.replies import Bad, read, slim
+from lr_ray.llm.replies import BYTES_A_TOKEN, Bad, estimated, read, slim
+from lr_ray.llm.spending import UNTOLD
 from lr_ray.meter import cost
 from lr_ray.rows import Message, no_usage
 
@@ -39,7 +43,7 @@ APART = 1000  # between the numbers of the attempts of two samples, which tell t
 EMBEDDINGS_A_CALL = 64
 CHAT = "/chat/completions"
 TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens")
-BYTES_A_TOKEN, ANSWER_TOKENS = 4, 150  # about what a call uses, for the governor
+ANSWER_TOKENS = 150  # about what an answer uses, for the governor
 CONNECTION_PARAMETERS = {"extra_headers", "extra_query", "timeout"}  # cannot change an answer
 # Nor can these: they are sent, but an answer is found again without them.
 HINTS = {
@@ -66,7 +70,8 @@ class Call(Generic[A]):
     """One unit of judging: what is asked, and what an answer must be.
 
     `name` is the kind of call and of its schema; `candidate` (none: shared by all) and `index` only
-    identify the unit in the header X-Lr-Unit. Of calls that wait, the smallest `order` goes first.
+    identify the unit in the header X-Lr-Unit. Of calls that wait, the smallest `order` goes first; when one
+    has got its leave, `begun` is told.
     A `sample` above 0 asks once more for what was answered: each has attempts of its own.
     """
 
@@ -78,6 +83,7 @@ class Call(Generic[A]):
     index: int = 0
     order: Order = ()
     sample: int = 0
+    begun: Callable[[], None] | None = None
 
 
 class Calls:
@@ -141,15 +147,11 @@ class Calls:
 
     async def _attempts(self, call: Call[A], body: bytes, key: str) -> A:
         """The answer; `body` and `key` are of the first attempt."""
-        cut = refused = 0
+        cut = refused = tried = 0
         unit = self._unit(call)
-        for attempt in range(self._settings.attempts):
-            if attempt:
-                temperature = NEW_SAMPLE_TEMPERATURE if call.sample or attempt > cut else 0.0
-                body = self._body(call, temperature, self._room() * (MORE_ROOM if cut else 1))
-                key = _key(CHAT, call.sample * APART + attempt, body)
+        for attempt in itertools.count():
             began = time.perf_counter()
-            reply, paid = await self._reply(self._client, CHAT, body, key, unit, call.order)
+            reply, paid = await self._reply(self._client, CHAT, body, key, unit, call)
             try:
                 answer = read(reply, call.answer)
                 self._heard(unit, call.name, "answered" if paid else "reused", reply, began)
@@ -160,14 +162,20 @@ class Calls:
                 self._heard(unit, call.name, bad.kind if paid else "reused", reply, began)
                 if paid:
                     self._account.unusable(str(bad))
-                reason = f"{bad} ({attempt + 1} attempt{'s' if attempt else ''})"
-                refused += bad.kind == "refused"
+                # A retry counts its own attempts alone.
+                counted = paid or not self._settings.retry_unscored
+                tried, refused = tried + counted, refused + (counted and bad.kind == "refused")
                 # A reply cut off at temperature 0 is given more room once, before new samples are drawn.
                 cut = 1 if bad.kind == "cut" else cut
-                if refused >= SAMPLES_OF_A_REFUSAL or attempt + 1 == self._settings.attempts:
+                temperature = NEW_SAMPLE_TEMPERATURE if call.sample or attempt + 1 > cut else 0.0
+                body = self._body(call, temperature, self._room() * (MORE_ROOM if cut else 1))
+                key = _key(CHAT, call.sample * APART + attempt + 1, body)
+                enough = refused >= SAMPLES_OF_A_REFUSAL or tried >= self._settings.attempts
+                if key not in self._recorded and (enough or attempt + 2 > APART):
+                    reason = f"{bad} ({attempt + 1} attempt{'s' if attempt else ''})"
                     raise Unusable(reason) from bad
                 self._count("retries", 1)
-        raise AssertionError("attempts is at least 1")
+        raise AssertionError("it counts for ever")
 
     def _body(self, call: Call[A], temperature: float, room: int) -> bytes:
         """The request but for its hints, serialised once: it is hashed and sent as these bytes."""
@@ -188,7 +196,7 @@ class Calls:
         return orjson.dumps({k: v for k, v in body.items() if v is not None} | {"messages": messages})
 
     async def _reply(
-        self, client: Client, path: str, body: bytes, key: str, unit: str, order: Order = ()
+        self, client: Client, path: str, body: bytes, key: str, unit: str, call: Call[Any] | None = None
     ) -> tuple[dict[str, Any], bool]:
         """The reply to `body`, and whether it is paid now: then it is in the ledger, under `key`.
 
@@ -197,7 +205,7 @@ class Calls:
         """
         recorded = self._recorded.get(key)
         if recorded is None:
-            reply = await self._pay(client, path, body, key, unit, order)
+            reply = await self._pay(client, path, body, key, unit, call)
             for name in TOKENS:
                 self._count(name, reply[name])
         else:
@@ -210,13 +218,16 @@ class Calls:
         return reply, recorded is None
 
     async def _pay(
-        self, client: Client, path: str, body: bytes, key: str, unit: str, order: Order
+        self, client: Client, path: str, body: bytes, key: str, unit: str, call: Call[Any] | None
     ) -> dict[str, Any]:
         paid: dict[str, Any] = {}
 
         async def keep(reply: dict[str, Any]) -> None:
-            paid.update(slim(reply))
-            self._account.paid(cost(paid, self._settings.prices) or 0.0)
+            paid.update(estimated(slim(reply), len(body)))
+            guessed = "estimated" in paid
+            if guessed and not self._account.estimated:
+                self._client.journal.warning("usage", unit=unit, reason=f"{UNTOLD}: estimated from bytes")
+            self._account.paid(cost(paid, self._settings.prices) or 0.0, estimated=guessed)
             await self._record(key, unit, paid)
 
         self._ledger.check()
@@ -226,7 +237,8 @@ class Calls:
         # be in flight; but not where that takes a second or more, in which the endpoint would idle.
         held = keep if self._ledger.quick else None
         try:
-            reply = await client.post(path, sent, unit, self._count, tokens=tokens, order=order, keep=held)
+            count, order = (self._count, ()) if call is None else (self._telling(call), call.order)
+            reply = await client.post(path, sent, unit, count, tokens=tokens, order=order, keep=held)
         except Unanswerable as error:
             self._account.unusable(str(error))
             raise Unusable(str(error)) from error
@@ -270,6 +282,16 @@ class Calls:
     def _unit(self, call: Call[A]) -> str:
         candidate = "-" if call.candidate is None else call.candidate
         return f"{_safe(self._prompt_id)}/{candidate}/{call.name}/{call.index}"
+
+    def _telling(self, call: Call[Any]) -> Count:
+        """`_count` that tells `call` when it has begun."""
+
+        def count(name: str | metrics.Key, number: int) -> None:
+            if name == "calls_started" and call.begun is not None:
+                call.begun()
+            self._count(name, number)
+
+        return count
 
     def _count(self, name: str | metrics.Key, number: int) -> None:
         if name in self.usage:

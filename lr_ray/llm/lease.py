@@ -14,7 +14,8 @@ class Lease:
     """What one process may do at one replica until it hears again; it holds on if it never does.
 
     `requests` and `tokens` are a second, `window` calls in flight; `pause` is seconds without any new call.
-    A later `epoch` means that limits were cut: refusals of calls begun before it say nothing new.
+    A later `epoch` means that limits were cut: refusals of calls begun before it say nothing new. While a
+    share of the calls is refused whatever is asked (`noisy`), a Retry-After is of the one call alone.
     """
 
     epoch: int = 0
@@ -22,6 +23,7 @@ class Lease:
     tokens: float = INF
     window: int = 1
     pause: float = 0.0
+    noisy: bool = False
 
 
 @dataclass(slots=True)

@@ -73,7 +73,7 @@ class Limits:
         self._grow(now)
         if seen.told:
             self._heed(seen.told)
-        if seen.pause > 0:
+        if seen.pause > 0 and not self.noise.share:
             self.paused_until = max(self.paused_until, now + seen.pause)
         if seen.refused:
             self._crowding = max(self._crowding, self._crowded())
@@ -149,6 +149,7 @@ class Limits:
         # Where few tries speak, the share they make certain.
         share = min(0.5, max(0.0, share - math.sqrt(share * (1 - share) / ripe)))
         self._close(shut, now)
+        self.paused_until = max(self.paused_until, now + pause)
         self._doubt(share, young, now)
         if self._by_window:
             self._cut_window(share, young)

@@ -61,7 +61,7 @@ class Lane:
     def __init__(self, lease: Lease, now: float) -> None:
         self.lease, self.health = lease, Health()
         self.in_flight = 0
-        self.paused_until = -INF
+        self.paused_until = self._asked_until = -INF
         self.braked_until = -INF
         self.mean_tokens = 0.0
         self._seen = Seen(lease.epoch)
@@ -113,7 +113,9 @@ class Lane:
         if headers:
             self._heed(headers, now)
         if retry_after:
-            self.pause(retry_after, now)
+            self._asked_until = max(self._asked_until, now + retry_after)
+            if not self.lease.noisy:
+                self.pause(retry_after, now)
 
     def _heed(self, headers: Mapping[str, str], now: float) -> None:
         self._heed_at = now + HEED_EVERY
@@ -128,7 +130,7 @@ class Lane:
         seen, self._seen = self._seen, Seen(self.lease.epoch)
         seen.elapsed, seen.hungry, self._since = now - self._since, hungry, now
         seen.in_flight, seen.lease = self.in_flight, self.lease
-        seen.pause = max(0.0, self.paused_until - now)
+        seen.pause = max(0.0, self._asked_until - now)
         return seen
 
     def adopt(self, lease: Lease, now: float) -> None:

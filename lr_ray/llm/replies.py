@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 A = TypeVar("A", bound=BaseModel)
 
+BYTES_A_TOKEN = 4  # about
 MOST_TOKENS = 10**9  # of one call; a reply that claims more says nothing
 FAILURES_SHOWN = 200  # characters of a validation message
 
@@ -84,6 +85,19 @@ def slim(reply: dict[str, Any]) -> dict[str, Any]:
     texts = {"content": message.get("content"), "refusal": message.get("refusal")}
     texts["finish_reason"] = choice.get("finish_reason")
     return tokens | {k: scrub(v) if isinstance(v, str) else None for k, v in texts.items()}
+
+
+def estimated(reply: dict[str, Any], prompt_bytes: int) -> dict[str, Any]:
+    """A kept reply of an endpoint that does not say what it used: with tokens from bytes, and marked so.
+
+    Without, nothing would seem to cost anything, and no budget would ever be reached. A reply without an
+    answer stays as it is: nobody knows that it was paid.
+    """
+    text = reply.get("content") or reply.get("refusal") or ""
+    if reply["prompt_tokens"] or reply["completion_tokens"] or not (text or reply.get("vectors")):
+        return reply
+    used = {"prompt_tokens": prompt_bytes, "completion_tokens": len(text.encode())}
+    return reply | {k: -(-n // BYTES_A_TOKEN) for k, n in used.items()} | {"estimated": True}
 
 
 def _tokens(value: Any) -> int:

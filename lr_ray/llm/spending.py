@@ -15,6 +15,7 @@ from lr_ray.meter import money as in_words
 TRIES, FEWEST_TRIES = 200, 50  # the last tries that are looked at; with fewer nothing is concluded
 ROWS, FEWEST_ROWS = 50, 20
 ROUNDING = 1e-9
+UNTOLD = "the endpoint does not say what its answers use"
 PATIENCE = 30.0  # seconds for which most tries may fail unpaid: an endpoint that restarts comes back
 
 
@@ -28,7 +29,8 @@ class Report:
 
     Of finished tries `answered` were of use; `unusable` (paid) and `broken` (unpaid: time-outs, hang-ups,
     5xx) count the others by reason. Refusals for the rate (429) are none of these. `rows` counts rows by why
-    they came to nothing, "" for those that did not.
+    they came to nothing, "" for those that did not. `money` is `estimated` where an endpoint does not say
+    what its answers use.
     """
 
     money: float = 0.0
@@ -36,6 +38,7 @@ class Report:
     unusable: Counter[str] = field(default_factory=Counter)
     broken: Counter[str] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
+    estimated: bool = False
 
 
 class Account:
@@ -45,10 +48,13 @@ class Account:
         self._report = Report()
         self._allowance: float | None = None
         self.stop: str | None = None
+        self.estimated = False
 
-    def paid(self, money: float) -> None:
-        """An answer cost `money`."""
+    def paid(self, money: float, *, estimated: bool = False) -> None:
+        """An answer cost `money`, or about that."""
         self._report.money += money
+        self.estimated |= estimated
+        self._report.estimated |= estimated
         if self._allowance is not None:
             self._allowance -= money
 
@@ -101,7 +107,7 @@ class Spending:
         self, budget: float | None = None, already: float = 0.0, max_error_rate: float = 0.5
     ) -> None:
         self._budget, self._rate = budget, max_error_rate
-        self.spent = already
+        self.spent, self._estimated = already, False
         self._allowances: dict[str, float] = {}
         self._tries = _Window(TRIES)
         self._rows = _Window(ROWS)
@@ -117,6 +123,7 @@ class Spending:
     def add(self, report: Report, now: float) -> None:
         """Take a report in; `now` is in seconds of any steady clock."""
         self.spent += report.money
+        self._estimated |= report.estimated
         tries = {("answered", ""): report.answered}
         tries |= {("unusable", reason): count for reason, count in report.unusable.items()}
         tries |= {("broken", reason): count for reason, count in report.broken.items()}
@@ -146,7 +153,8 @@ class Spending:
     def _judge_budget(self) -> None:
         if self._budget is not None and self.spent >= self._budget:
             spent, budget = in_words(self.spent), in_words(self._budget)
-            self._stop(f"judge.budget is reached: {spent} of {budget} is spent")
+            about = f" as estimated from bytes, since {UNTOLD}" if self._estimated else ""
+            self._stop(f"judge.budget is reached: {spent} of {budget} is spent{about}")
 
     def _judge_tries(self, report: Report, now: float) -> None:
         total, bad = self._tries.total, self._tries.total - self._tries.counts["answered", ""]

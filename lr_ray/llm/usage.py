@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pyarrow.fs as pafs
-
 from lr_ray import metrics
 from lr_ray.config import Prices
 from lr_ray.llm.records import FOLDER, SUFFIX, lines, merged_away, parse
@@ -48,14 +46,16 @@ def by_kind(store: Store, prompts: set[str] | None = None) -> dict[str, Used]:
 
 
 def money(store: Store, prices: Prices) -> float:
-    """What all answers recorded in the run directory cost, those of its evaluations too; 0 without prices."""
+    """What all answers recorded in the run directory cost, and those of its parts; 0 without prices."""
     kinds = (one for ledger in _ledgers(store) for one in by_kind(ledger).values())
     return sum(cost(vars(one), prices) or 0.0 for one in kinds)
 
 
 def _ledgers(store: Store) -> Iterator[Store]:
+    """The run directory and those inside it that pay for themselves."""
     yield store
-    folder = store.path("evaluation")
-    for info in store.fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True)):
-        if info.type == pafs.FileType.Directory:
-            yield store.sub("evaluation", info.base_name)
+    yield store.sub("agreement")
+    for group in ("evaluation", "rewards", "agreement"):
+        yield from (store.sub(group, name) for name in store.folders(group))
+    for name in store.folders("compare"):
+        yield from _ledgers(store.sub("compare", name))

@@ -83,9 +83,10 @@ def _comparison(found: Gathered) -> list[dict[str, Any]]:
     """The table's groups of rows: the judge's metrics on one axis, each other metric on its own."""
     rows = (found.evaluation or {}).get("table", [])
     judged = [row for row in rows if row["metric"] in MEASURES]
-    others = [row for row in rows if row["metric"] not in MEASURES]
+    tested = [row for row in rows if "benchmark" in row]
+    others = [row for row in rows if row["metric"] not in MEASURES and "benchmark" not in row]
     limit = max((abs(row[edge]) for row in judged for edge in ("low", "high") if _is(row[edge])), default=1.0)
-    named = {"Judge, 0 to 10": judged, "Checks the loop has not seen": others}
+    named = {"Judge, 0 to 10": judged, "Facts and benchmarks": tested, "Checks the loop has not seen": others}
     return [
         {"title": title, "rows": [_compared(row, limit) for row in members]}
         for title, members in named.items()

@@ -19,6 +19,8 @@ from lr_ray import config
 from lr_ray.store import Store
 
 EXAMPLES = 20
+OWN_SCALES = ("length", "random", "srm", "contrast", "direct")
+"""Rewards of pairs that are not from 0 to 10."""
 MEASURES = ("reward", *config.DIMENSIONS)
 GROUPS = ("all", "chosen", "rejected")
 _KINDS = 200  # different reasons kept apart; more than a person reads
@@ -188,10 +190,11 @@ def _pairs(store: Store, found: Gathered) -> Iterator[dict[str, Any]]:
     columns = [
         name for side in GROUPS[1:] for name in (side, f"score_{side}", f"scores_{side}", f"index_{side}")
     ]
+    own_scale = found.settings is not None and found.settings.pairs.reward in OWN_SCALES
     for row in store.rows("pairs", ["prompt_id", *columns]):
         found.pairs += 1
         for side in GROUPS[1:]:
-            found.spreads["reward"][side].add(row[f"score_{side}"])
+            found.spreads["reward"][side].add(None if own_scale else row[f"score_{side}"])
             for name in config.DIMENSIONS:
                 found.spreads[name][side].add(row[f"scores_{side}"][name])
             _length(found.lengths[side], row[side][-1]["content"])

@@ -1,0 +1,251 @@
+"""IFEval's 25 verifiable instructions, checked by plain rules (arXiv 2311.07911; the rules in our own words).
+
+Where the published checker leans on a trained model, this one has plainer means: sentences end at . ! ? and
+their like except after common abbreviations, and languages are told apart by py3langid.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Rule = Callable[[str, Mapping[str, Any]], bool]
+
+RULES: dict[str, Rule] = {}
+"""Of each published instruction: whether a text follows it, given its arguments."""
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]”’*_]*\s+|(?<=[。！？])|\n+")
+_ABBREVIATION = re.compile(
+    r"(?:^|[\s(])(?:mr|mrs|ms|dr|prof|sr|jr|st|vs|etc|no|inc|ltd|co|fig|approx|e\.g|i\.e|a\.m|p\.m|[a-z])\.$",
+    re.IGNORECASE,
+)
+_CONSTRAINED = ("my answer is yes.", "my answer is no.", "my answer is maybe.")
+
+
+class Unknown(Exception):
+    """An instruction that cannot be checked; the message says why."""
+
+
+def follows(text: str, instruction: str, given: Mapping[str, Any]) -> bool:
+    """Whether `text` follows the instruction with the arguments `given`; an empty text follows none.
+
+    Raises:
+        Unknown: no such instruction, or an argument is missing or of no use.
+    """
+    rule = RULES.get(instruction)
+    if rule is None:
+        raise Unknown(f"no checker for {instruction[:80]}")
+    try:
+        return bool(text.strip()) and rule(text, given)
+    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
+        raise Unknown(
+            f"{instruction} needs other arguments ({type(error).__name__}: {error})"[:200]
+        ) from error
+
+
+def loosely(text: str, instruction: str, given: Mapping[str, Any]) -> bool:
+    """Whether the text follows it as it is, or without its first line, its last, both, or markdown's stars.
+
+    Raises:
+        Unknown: as `follows`.
+    """
+    lines = text.split("\n")
+    cuts = [text, *("\n".join(lines[cut]).strip() for cut in (slice(1, None), slice(-1), slice(1, -1)))]
+    variants = [variant for cut in cuts for variant in (cut, cut.replace("*", ""))]
+    return any(follows(variant, instruction, given) for variant in variants)
+
+
+def _rule(name: str) -> Callable[[Rule], Rule]:
+    def register(rule: Rule) -> Rule:
+        RULES[name] = rule
+        return rule
+
+    return register
+
+
+def _related(count: int, relation: str, bound: float) -> bool:
+    if relation not in ("at least", "less than"):
+        raise ValueError(f"relation {relation!r}")
+    return count >= bound if relation == "at least" else count < bound
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters, digits and underscores."""
+    return re.findall(r"\w+", text)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text; an abbreviation ends none."""
+    found: list[str] = []
+    for part in filter(None, map(str.strip, _SENTENCE_END.split(text))):
+        if found and _ABBREVIATION.search(found[-1]):
+            found[-1] = f"{found[-1]} {part}"
+        elif re.search(r"\w", part):
+            found.append(part)
+    return found
+
+
+def language(text: str) -> str:
+    """The two-letter code of the language that a text is most likely in."""
+    import py3langid
+
+    return str(py3langid.classify(text)[0])
+
+
+def _is_language(text: str, asked: str) -> bool:
+    # Without letters there is no language to tell.
+    return not re.search(r"[^\W\d_]", text) or language(text) == asked.lower().partition("-")[0]
+
+
+@_rule("keywords:existence")
+def _existence(text: str, given: Mapping[str, Any]) -> bool:
+    return all(word.lower() in text.lower() for word in given["keywords"])
+
+
+@_rule("keywords:frequency")
+def _frequency(text: str, given: Mapping[str, Any]) -> bool:
+    return _related(text.lower().count(given["keyword"].lower()), given["relation"], given["frequency"])
+
+
+@_rule("keywords:forbidden_words")
+def _forbidden(text: str, given: Mapping[str, Any]) -> bool:
+    held = (re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) for word in given["forbidden_words"])
+    return not any(held)
+
+
+@_rule("keywords:letter_frequency")
+def _letters(text: str, given: Mapping[str, Any]) -> bool:
+    return _related(
+        text.lower().count(given["letter"].lower()), given["let_relation"], given["let_frequency"]
+    )
+
+
+@_rule("language:response_language")
+def _in_language(text: str, given: Mapping[str, Any]) -> bool:
+    return _is_language(text, given["language"])
+
+
+@_rule("length_constraints:number_sentences")
+def _sentences(text: str, given: Mapping[str, Any]) -> bool:
+    return _related(len(sentences(text)), given["relation"], given["num_sentences"])
+
+
+@_rule("length_constraints:number_words")
+def _words(text: str, given: Mapping[str, Any]) -> bool:
+    return _related(len(words(text)), given["relation"], given["num_words"])
+
+
+@_rule("length_constraints:number_paragraphs")
+def _paragraphs(text: str, given: Mapping[str, Any]) -> bool:
+    """Paragraphs are parted by three stars; one may stand before the first and after the last."""
+    parts = [part.strip() for part in re.split(r"\s?\*\*\*\s?", text)]
+    inner = parts[1 if not parts[0] else 0 : len(parts) - (1 if not parts[-1] else 0)]
+    return all(inner) and len(inner) == given["num_paragraphs"]
+
+
+@_rule("length_constraints:nth_paragraph_first_word")
+def _first_word(text: str, given: Mapping[str, Any]) -> bool:
+    parts = [part.strip() for part in text.split("\n\n") if part.strip()]
+    nth = int(given["nth_paragraph"])
+    if len(parts) != given["num_paragraphs"] or not 1 <= nth <= len(parts):
+        return False
+    first = re.match(r"[\"'“‘*_(\[]*([^\s.,;:?!\"'”’*_)\]]+)", parts[nth - 1])
+    return bool(first) and first[1].lower() == given["first_word"].lower()
+
+
+@_rule("detectable_content:number_placeholders")
+def _placeholders(text: str, given: Mapping[str, Any]) -> bool:
+    return len(re.findall(r"\[[^\n\]]*\]", text)) >= given["num_placeholders"]
+
+
+@_rule("detectable_content:postscript")
+def _postscript(text: str, given: Mapping[str, Any]) -> bool:
+    """The marker's letters begin a word somewhere, with or without full stops and spaces between them."""
+    letters = re.findall(r"\w", given["postscript_marker"])
+    if not letters:
+        raise ValueError("a marker without letters")
+    return bool(re.search(r"(?<!\w)" + r"\.?\s?".join(map(re.escape, letters)) + r"\b", text, re.IGNORECASE))
+
+
+@_rule("detectable_format:number_bullet_lists")
+def _bullets(text: str, given: Mapping[str, Any]) -> bool:
+    return len(re.findall(r"^\s*(?:\*(?!\*)|-).*$", text, re.MULTILINE)) == given["num_bullets"]
+
+
+@_rule("detectable_format:constrained_response")
+def _constrained(text: str, given: Mapping[str, Any]) -> bool:
+    return any(option in text.lower() for option in _CONSTRAINED)
+
+
+@_rule("detectable_format:number_highlighted_sections")
+def _highlights(text: str, given: Mapping[str, Any]) -> bool:
+    double = [found for found in re.findall(r"\*\*([^\n*]+)\*\*", text) if found.strip()]
+    rest = re.sub(r"\*\*[^\n*]+\*\*", " ", text)
+    single = [found for found in re.findall(r"\*([^\n*]+)\*", rest) if found.strip()]
+    return len(double) + len(single) >= given["num_highlights"]
+
+
+@_rule("detectable_format:multiple_sections")
+def _sections(text: str, given: Mapping[str, Any]) -> bool:
+    heads = re.findall(rf"{re.escape(given['section_spliter'])}\s*\d+", text)
+    return len(heads) >= given["num_sections"]
+
+
+@_rule("detectable_format:json_format")
+def _json(text: str, given: Mapping[str, Any]) -> bool:
+    bare = re.sub(r"^```(?:json)?\s*|\s*```$", "", text.strip(), flags=re.IGNORECASE)
+    try:
+        json.loads(bare)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+@_rule("detectable_format:title")
+def _title(text: str, given: Mapping[str, Any]) -> bool:
+    return any(title.strip("<> ") for title in re.findall(r"<<([^\n]+?)>>", text))
+
+
+@_rule("combination:two_responses")
+def _two(text: str, given: Mapping[str, Any]) -> bool:
+    parts = [part.strip() for part in text.split("******")]
+    inner = parts[1 if not parts[0] else 0 : len(parts) - (1 if not parts[-1] else 0)]
+    return len(inner) == 2 and all(inner) and inner[0] != inner[1]
+
+
+@_rule("combination:repeat_prompt")
+def _repeats(text: str, given: Mapping[str, Any]) -> bool:
+    return text.strip().lower().startswith(given["prompt_to_repeat"].strip().lower())
+
+
+@_rule("startend:end_checker")
+def _ends(text: str, given: Mapping[str, Any]) -> bool:
+    return text.strip().strip('"').lower().endswith(given["end_phrase"].strip().lower())
+
+
+@_rule("startend:quotation")
+def _quoted(text: str, given: Mapping[str, Any]) -> bool:
+    bare = text.strip()
+    return len(bare) > 1 and bare[0] == bare[-1] == '"'
+
+
+@_rule("change_case:capital_word_frequency")
+def _capital_words(text: str, given: Mapping[str, Any]) -> bool:
+    count = sum(word.isupper() for word in re.findall(r"[\w'’-]+", text))
+    return _related(count, given["capital_relation"], given["capital_frequency"])
+
+
+@_rule("change_case:english_capital")
+def _capital(text: str, given: Mapping[str, Any]) -> bool:
+    # Languages are told apart by words in small letters.
+    return text.isupper() and _is_language(text.lower(), "en")
+
+
+@_rule("change_case:english_lowercase")
+def _lowercase(text: str, given: Mapping[str, Any]) -> bool:
+    return text.islower() and _is_language(text, "en")
+
+
+@_rule("punctuation:no_comma")
+def _no_comma(text: str, given: Mapping[str, Any]) -> bool:
+    return "," not in text

@@ -1,0 +1,137 @@
+"""`lr-ray compare`: several trainings on the same candidates, each evaluated on the same held-out prompts.
+
+    prompts ─► sample ─► judge ─┬─► pairs ─► train ─► evaluate    compare/NAME-seedN/
+                                ├─► pairs ─► train ─► evaluate
+                                └─► …                             compare.json
+
+Each step is the stage that `lr-ray run` has, in a run directory of its own inside the comparison's;
+candidates, scores, rewards that take work, and the model before are made once and shared. What is done is
+not done again.
+"""
+
+import json
+from contextlib import ExitStack
+from typing import Any
+
+from lr_ray import metrics, rewards, runtime
+from lr_ray.compare.entries import Entry, against, entries, names
+from lr_ray.compare.result import LENGTH, RESULT, Score, gathered, measured, show, written
+from lr_ray.config import Config
+from lr_ray.llm import shared
+from lr_ray.pipeline import Run
+from lr_ray.preflight import Found, check, claim
+from lr_ray.progress import say
+from lr_ray.runtime import Watch
+from lr_ray.store import Store
+
+__all__ = ["LENGTH", "Score", "checked", "execute", "gathered", "measured", "show", "written"]
+
+STAGES = ("sample", "judge", "evaluate")
+LEARNED_FROM = "learned_from.json"
+# Of training: how, where and how fast, but not what is learned.
+_FREE = {
+    *("micro_batch_size", "gradient_checkpointing", "tiled_mlp", "offload_activations", "num_workers"),
+    *("sequence_parallel_size", "reference_actors", "use_gpu", "num_cpus", "resources", "deepspeed"),
+    *("checkpoint_steps", "max_failures", "report_to"),
+}
+
+
+def execute(config: Config) -> tuple[int, dict[str, Any]]:
+    """Do what is not done of the comparison, write `compare.json`.
+
+    Returns:
+        How many rows failed for good, and what is written.
+
+    Raises:
+        ValueError: bad input or config, or another run works on the directory.
+        Stopped: the judge stopped early; the same command goes on from there.
+    """
+    todo, found = checked(config)
+    base = Store(config.run_dir)
+    with base.claimed():
+        claim(config, STAGES)
+        runtime.start()
+        with ExitStack() as ending:
+            watch = ending.enter_context(
+                runtime.watch(config.judge.prices, metrics.run_label(config.run_dir))
+            )
+            ending.callback(shared.release)
+            run = Run(config, watch, found)
+            run.sample_and_judge()
+            if run.nothing_left:
+                raise ValueError(
+                    f"{config.run_dir}: every prompt failed, as failed/ says, so nothing is compared"
+                )
+            failed = run.failed + sum(_train(entry, base, todo, found, watch) for entry in todo)
+        result = written(config)
+    say(f"compare: {base.url}/{RESULT}")
+    return failed + sum(seed["failed"] for one in result["runs"] for seed in one["seeds"]), result
+
+
+def checked(config: Config) -> tuple[list[Entry], Found]:
+    """The trainings and the inputs, once nothing is found that would stop any of them later.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    if not (config.evaluation.prompts or config.evaluation.benchmarks):
+        raise ValueError("evaluation.prompts is not set: a comparison needs held-out prompts or benchmarks")
+    if config.evaluation.model:
+        raise ValueError("evaluation.model is set: a comparison evaluates the models that it trains")
+    todo = entries(config)
+    against(config)
+    from lr_ray.training import launch
+
+    for entry in todo[: len(names(config))]:
+        launch.check(entry.config)
+        if not entry.config.training.data:
+            rewards.check(entry.config)
+    return todo, check(config, STAGES)
+
+
+def _train(entry: Entry, base: Store, todo: list[Entry], found: Found, watch: Watch) -> int:
+    """Pairs, training and evaluation of one entry; rows that failed for good before the evaluation."""
+    from lr_ray.training import launch
+
+    store = entry.store(base)
+    _claim(entry, store)
+    say(f"compare: {entry.folder}")
+    run = Run(entry.config, watch, found, store)
+    if not entry.config.training.data:
+        run.pairs()
+        if not store.files("pairs"):
+            say(f"compare: {entry.folder} has no pairs, so nothing is trained")
+            return run.failed
+    failed = run.failed
+    if not launch.done(store):
+        _lend([other.store(base) for other in todo], store)
+    run.train()
+    run.evaluate()
+    return failed
+
+
+def _claim(entry: Entry, store: Store) -> None:
+    """Save what the entry is made with in its run directory, or refuse one that was made with another.
+
+    Raises:
+        ValueError: a training began there with other settings.
+    """
+    claim(entry.config.model_copy(update={"run_dir": store.url}), ())
+    learned = entry.config.training.model_dump(mode="json", exclude=_FREE)
+    saved = json.loads(store.read(LEARNED_FROM) or b"{}")
+    other = sorted(key for key, value in learned.items() if key in saved and saved[key] != value)
+    if other and (store.exists("checkpoints") or store.exists("model")):
+        raise ValueError(
+            f"{store.url} was trained with training.{other[0]}={saved[other[0]]!r}; the config now says "
+            f"{learned[other[0]]!r}: give the run another name"
+        )
+    store.write(json.dumps(learned, indent=2).encode(), LEARNED_FROM)
+
+
+def _lend(siblings: list[Store], store: Store) -> None:
+    """Copy the reference's log-probs that other entries have: many of their pairs are the same."""
+    for other in siblings:
+        folders = [f"reference/{model}" for model in other.folders("reference") if other.url != store.url]
+        for folder in folders:
+            for name in sorted(set(other.files(folder)) - set(store.files(folder))):
+                store.write(other.read(folder, name) or b"", folder, name)

@@ -1,0 +1,1 @@
+"""Documents → long-context prompts with answers, by an LLM."""
