@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lr_ray.placement import Need
-from lr_ray.rows import SCHEMAS, unpack
+from lr_ray.rows import unpack
 from lr_ray.runtime import TASK_CPUS, Watch
+from lr_ray.schemas import SCHEMAS
 from lr_ray.store import Store
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from lr_ray.preflight import RETRY, Found, check, claim
 from lr_ray.progress import say
 from lr_ray.retry import failures, retry, settle, unscored, waiting
 from lr_ray.rollout import rollout
-from lr_ray.rows import PAIRS
 from lr_ray.runtime import Watch
 from lr_ray.sampling import check_model
+from lr_ray.schemas import PAIRS
 from lr_ray.store import Store
 from lr_ray.synthesis import run as synthesis
 

@@ -15,8 +15,8 @@ from lr_ray import data
 from lr_ray.config import Config
 from lr_ray.judge.core import NO_STATEMENTS, NO_WEIGHT
 from lr_ray.rollout import rollout
-from lr_ray.rows import FAILED, JUDGED
 from lr_ray.runtime import Watch
+from lr_ray.schemas import FAILED, JUDGED
 from lr_ray.store import Store
 
 FOLDER = "failed"

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from jobs import known_pairs
-from lr_ray import agreement, config, data, labelled, pipeline, preflight, rows, simulated
+from lr_ray import agreement, config, data, labelled, pipeline, preflight, rows, schemas, simulated
 from lr_ray.agreement import cases, direct, figures, inputs
 from lr_ray.agreement.inputs import Item, Label
 from lr_ray.agreement.outcomes import accuracy, chance, choice, outcome
@@ -348,7 +348,7 @@ def test_known_qualities_on_real_documents(tmp_path: Path) -> None:
             finally:
                 await actor.close()
 
-        there.write_rows("judged", [rows.unpack(one) for one in asyncio.run(work())], rows.JUDGED)
+        there.write_rows("judged", [rows.unpack(one) for one in asyncio.run(work())], schemas.JUDGED)
     found = list(cases.cases(items, [cases.judging(there)], None, asked.judge.weights))
     result = figures.figures(found, None)
     assert (result["pairs"], result["prompts"], result["n"], result["unscored"]) == (6, 3, 6, 0)
@@ -408,7 +408,7 @@ def test_the_verb_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[
 
         write(tmp_path, *map(made_pair, ("Mira", "Toben", "Sela")), SHORT)
         failed = {"prompt_id": "Sela", "stage": "judge", "reason": "a bad day"}
-        store.sub(labelled.FOLDER).write_rows("failed", [failed], rows.FAILED)
+        store.sub(labelled.FOLDER).write_rows("failed", [failed], schemas.FAILED)
         assert pipeline.execute(asked, ("agreement",)) == 1
         assert (read(tmp_path)["failed"], read(tmp_path)["unscored"]) == (1, 1)
         assert pipeline.execute(asked, preflight.RETRY) == 0
@@ -450,7 +450,7 @@ def test_what_failed_is_known(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     assert not agreement.lost(store)
     row = {"prompt_id": "p", "stage": "judge", "reason": "broken"}
-    store.sub(labelled.FOLDER, "repeat-1").write_rows("failed", [row], rows.FAILED)
+    store.sub(labelled.FOLDER, "repeat-1").write_rows("failed", [row], schemas.FAILED)
     assert agreement.lost(store)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lr_ray import rows, simulated
+from lr_ray import rows, schemas, simulated
 from lr_ray.agreement import direct, inputs
 from lr_ray.agreement.inputs import Label
 from lr_ray.config import Config
@@ -115,7 +115,7 @@ def test_what_is_asked_and_kept(tmp_path: Path) -> None:
     assert {header["x-lr-unit"] for header in headers} >= {f"p/{one}/direct/{two}" for one, two in calls}
     assert [one.pop("kind") for one in made] == ["preferred", "preferred"]
     store = direct.folder(Store(str(tmp_path)))
-    store.write_rows("preferred", made, rows.PREFERRED)
+    store.write_rows("preferred", made, schemas.PREFERRED)
     assert list(store.rows("preferred")) == made
     assert direct.said(Store(str(tmp_path)))["p"] == dict.fromkeys(calls, "first")
 

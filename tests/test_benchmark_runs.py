@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lr_ray import benchmark_runs, pipeline, rows, simulated
+from lr_ray import benchmark_runs, pipeline, schemas, simulated
 from lr_ray.benchmarks import forecast
 from lr_ray.benchmarks.case import Case
 from lr_ray.benchmarks.grading import KINDS
@@ -75,7 +75,7 @@ def answered(asked: Config, name: str, answer: Callable[[Case], str], leave_out:
     for case in cases[leave_out:]:
         context = files.DOCUMENT if case.grade in ("none", "chat") else "A text."
         made.append(sampled_row(case.prompt_id, context, case.question, [answer(case)]))
-    there.write_rows("sampled", made, rows.SAMPLED)
+    there.write_rows("sampled", made, schemas.SAMPLED)
     return there
 
 
@@ -132,9 +132,9 @@ def test_benchmarks_of_two_models(tmp_path: Path) -> None:
         lost = next(one for one in index if one.startswith("longbench_chat/"))
         kept = [row for row in there.rows("graded") if row["prompt_id"] != lost]
         there.clear("graded")
-        there.write_rows("graded", kept, rows.GRADED)
+        there.write_rows("graded", kept, schemas.GRADED)
         failure = {"prompt_id": lost, "stage": "grade", "reason": "no answer"}
-        there.write_rows("failed", [failure], rows.FAILED)
+        there.write_rows("failed", [failure], schemas.FAILED)
         assert pipeline.execute(asked, ("evaluate",)) == 1
         assert table(asked)[1]["benchmarks"]["longbench_chat"]["failed"] == {"before": 0, "after": 1}
         assert pipeline.execute(asked, pipeline.RETRY) == 0

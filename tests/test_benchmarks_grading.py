@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lr_ray import meter, rows, simulated
+from lr_ray import meter, rows, schemas, simulated
 from lr_ray.benchmarks import grading
 from lr_ray.benchmarks.case import Case, asked
 from lr_ray.benchmarks.comparing import Comparer
@@ -240,4 +240,4 @@ def test_no_text_closes_its_block(text: str) -> None:
 def test_what_is_graded_is_counted() -> None:
     for asker in (Grader, Comparer):
         assert asker.makes in meter.COUNTERS
-        assert asker.makes in rows.SCHEMAS
+        assert asker.makes in schemas.SCHEMAS

@@ -16,7 +16,7 @@ from lr_ray.compare import benchmarks, table
 from lr_ray.compare.entries import against, entries
 from lr_ray.config import Config
 from lr_ray.llm import usage
-from lr_ray.rows import JUDGED, SAMPLED
+from lr_ray.schemas import JUDGED, SAMPLED
 from lr_ray.store import Store
 from tests.sampled_row import sampled_row
 from tests.test_judge_actor import requests

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lr_ray import benchmark_runs, evaluation, rows
+from lr_ray import benchmark_runs, evaluation, schemas
 from lr_ray.benchmarks import facts
 from lr_ray.config import Config
 from lr_ray.data import Place, Pointer
@@ -45,8 +45,10 @@ def written(asked: Config, *ids: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def test_rewards_and_facts_of_both_sides(tmp_path: Path) -> None:
     asked = config(tmp_path)
     before, after = (Store(asked.run_dir).sub("evaluation", side) for side in evaluation.SIDES)
-    before.write_rows("judged", [told("a", 4.0, ["full", "none"]), told("b", 6.0, ["none"])], rows.JUDGED)
-    after.write_rows("judged", [told("a", 8.0, ["full"] * 4), told("b", 9.0, ["full", "none"])], rows.JUDGED)
+    before.write_rows("judged", [told("a", 4.0, ["full", "none"]), told("b", 6.0, ["none"])], schemas.JUDGED)
+    after.write_rows(
+        "judged", [told("a", 8.0, ["full"] * 4), told("b", 9.0, ["full", "none"])], schemas.JUDGED
+    )
     table, result = written(asked, "a", "b")
     assert (table["reward"]["before"], table["reward"]["after"]) == (5.0, 8.5)
     assert (table[facts.COUNT]["before"], table[facts.COUNT]["after"]) == (1.5, 3.0)
@@ -59,7 +61,7 @@ def test_a_reward_that_is_missing_is_counted_and_no_zero(tmp_path: Path) -> None
     asked = config(tmp_path)
     for side, reward in zip(evaluation.SIDES, (None, 7.0), strict=True):
         store = Store(asked.run_dir).sub("evaluation", side)
-        store.write_rows("judged", [told("a", reward, []), told("b", 5.0, [])], rows.JUDGED)
+        store.write_rows("judged", [told("a", reward, []), told("b", 5.0, [])], schemas.JUDGED)
     table, result = written(asked, "a", "b")
     assert (table["reward"]["before"], table["reward"]["after"], table["reward"]["prompts"]) == (5.0, 5.0, 1)
     assert result["unscored"]["before"]["helpfulness"] == 1
@@ -73,7 +75,7 @@ def test_benchmarks_alone_have_no_rewards(tmp_path: Path) -> None:
     for side, text in zip(evaluation.SIDES, ("No, never.", "Never at all."), strict=True):
         there = store.sub("evaluation", f"benchmarks_{side}")
         made = [sampled_row(case.prompt_id, "c", case.question, [text]) for case in (first, second)]
-        there.write_rows("sampled", made, rows.SAMPLED)
+        there.write_rows("sampled", made, schemas.SAMPLED)
     table, result = written(asked)
     assert set(table) == {
         f"ifeval: {of}, {how}" for of in ("prompts", "instructions") for how in ("strict", "loose")
@@ -94,10 +96,10 @@ def test_a_second_turn_whose_grade_failed_stays_failed(tmp_path: Path) -> None:
     side = benchmark_runs.Side("after", asked, store)
     turns = [first, first.then("So."), other]
     made = [sampled_row(turn.prompt_id, "c", turn.question, ["So."]) for turn in turns]
-    side.there.write_rows("sampled", made, rows.SAMPLED)
+    side.there.write_rows("sampled", made, schemas.SAMPLED)
     lost = [turn.prompt_id for turn in turns[:2]]
     side.there.write_rows(
-        "failed", [{"prompt_id": one, "stage": "grade", "reason": "r"} for one in lost], rows.FAILED
+        "failed", [{"prompt_id": one, "stage": "grade", "reason": "r"} for one in lost], schemas.FAILED
     )
     done = benchmark_runs.finished(side, [first, other])
     settle(side.there, side.there.files("failed"), done)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from lr_ray import rows, simulated
+from lr_ray import rows, schemas, simulated
 from lr_ray.config import Config
 from lr_ray.judge.actor import JudgeActor
 from lr_ray.llm import client as clients
@@ -103,7 +103,7 @@ def test_good_answers_win_and_the_row_fits_its_schema(url: str, tmp_path: Path) 
     store = Store(str(tmp_path))
     kind = row.pop("kind")
     assert kind == "judged"
-    store.write_rows("judged", [row], rows.JUDGED)
+    store.write_rows("judged", [row], schemas.JUDGED)
     assert next(store.rows("judged")) == row
     assert tally.counts["judged"] == 1
     assert tally.counts["unscored"] == 1

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 import pytest
 
-from lr_ray import data, rows, simulated
+from lr_ray import data, rows, schemas, simulated
 from lr_ray.config import DIMENSIONS, Config, Judge
 from lr_ray.judge import answers, attacks, chunks, core
 from lr_ray.judge.actor import JudgeActor
@@ -277,7 +277,7 @@ def test_no_prompt_id_breaks_a_header_or_a_path(prompt_id: str, url: str, tmp_pa
     assert judged["prompt_id"] == prompt_id
     assert judged["candidates"][0]["reward"] is not None
     store = Store(str(tmp_path / "run"))
-    store.write_rows("judged", [{k: v for k, v in judged.items() if k != "kind"}], rows.JUDGED)
+    store.write_rows("judged", [{k: v for k, v in judged.items() if k != "kind"}], schemas.JUDGED)
     assert list(store.index("judged")) == [prompt_id]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lr_ray import rows
+from lr_ray import rows, schemas
 from lr_ray.config import Config, Judge
 from lr_ray.judge import repeats
 from lr_ray.judge.actor import JudgeActor
@@ -198,7 +198,7 @@ def test_repeated_rows_fit_their_schema_and_old_ones_are_still_read(tmp_path: Pa
 
     ((row,), _, _) = judged_over_http(tmp_path, 1)
     store = Store(str(tmp_path))
-    store.write_rows("judged", [row], rows.JUDGED)
+    store.write_rows("judged", [row], schemas.JUDGED)
     assert next(store.rows("judged")) == row
     found = gather(store)
     assert found.repeated.prompts == 1
@@ -210,9 +210,9 @@ def test_repeated_rows_fit_their_schema_and_old_ones_are_still_read(tmp_path: Pa
     old = Store(str(tmp_path / "old"))
     for one in row["candidates"]:
         del one["repeats"]
-    fields = [f for f in rows.JUDGED.field("candidates").type.value_type if f.name != "repeats"]
-    place = rows.JUDGED.get_field_index("candidates")
-    schema = rows.JUDGED.set(place, pa.field("candidates", pa.list_(pa.struct(fields))))
+    fields = [f for f in schemas.JUDGED.field("candidates").type.value_type if f.name != "repeats"]
+    place = schemas.JUDGED.get_field_index("candidates")
+    schema = schemas.JUDGED.set(place, pa.field("candidates", pa.list_(pa.struct(fields))))
     old.write_rows("judged", [row], schema)
     assert "repeats" not in next(old.rows("judged"))["candidates"][0]
     found = gather(old)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lr_ray import journal, metrics, rows, simulated
+from lr_ray import journal, metrics, rows, schemas, simulated
 from lr_ray.config import DIMENSIONS, Config, Prices, Training
 from lr_ray.judge import core
 from lr_ray.judge.actor import JudgeActor
@@ -400,7 +400,7 @@ def test_a_real_ray_shows_what_a_judge_stage_did(tmp_path: Path) -> None:
         with runtime.watch(config.judge.prices, run) as watch:
             dataset = judge_stage(ray.data.from_items(packed), config, store, watch.tally)
             judged: list[Any] = [rows.unpack(row) for row in dataset.take_all()]
-            store.write_rows("judged", judged, rows.JUDGED)
+            store.write_rows("judged", judged, schemas.JUDGED)
             pipeline.Run(config, watch).pairs()
 
             def get(page: Page, name: str, **labels: str) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lr_ray import config, pipeline, preflight
-from lr_ray.rows import JUDGED
+from lr_ray.schemas import JUDGED
 from lr_ray.store import Store
 
 

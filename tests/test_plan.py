@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from jobs.demo import task
-from lr_ray import config, plan, plan_range, plan_training, rows, simulated
+from lr_ray import config, plan, plan_range, plan_training, rows, schemas, simulated
 from lr_ray.judge import forecast, requests
 from lr_ray.llm import usage
 from lr_ray.llm.records import FOLDER, SUFFIX, lines
@@ -132,7 +132,7 @@ def test_a_forecast_is_close_to_what_the_run_then_uses(
         store = Store(asked.run_dir)
         used = usage.by_kind(store)
         heard = plan.make(with_calls_of(store, asked, tmp_path / "heard", 300))
-        store.write_rows("judged", [rows.unpack(row) for row in judged[:4]], rows.JUDGED)
+        store.write_rows("judged", [rows.unpack(row) for row in judged[:4]], schemas.JUDGED)
         after = plan.make(asked)
     first, second = off(before, used, asked.judge.prices), off(heard, used, asked.judge.prices)
     record_property("relative errors after 300 answers, no prompt judged", second)
@@ -164,7 +164,7 @@ def test_another_runs_judge_is_learned_from(tmp_path: Path) -> None:
     with simulated.running() as url:
         first = demo(tmp_path, url, inputs(tmp_path, 8, 8))
         Store(first.run_dir).write_rows(
-            "judged", [rows.unpack(row) for row in judge_here(first)], rows.JUDGED
+            "judged", [rows.unpack(row) for row in judge_here(first)], schemas.JUDGED
         )
     (tmp_path / "two").mkdir()
     second = demo(tmp_path / "two", "http://127.0.0.1:9", inputs(tmp_path / "two", 16, 8))
@@ -206,7 +206,7 @@ def test_what_is_sampled_stands_for_what_is_not(tmp_path: Path) -> None:
     asked = config.Config.model_validate({"run_dir": str(tmp_path), **tree})
     row: dict[str, Any] = {**prompts[0], "reference_answer": None, "prompt": [], "candidates": answers}
     row |= {"prompt_tokens": 1, "cached_tokens": 0, "truncated": False, "sampled_at": 0.0}
-    Store(str(tmp_path)).write_rows("sampled", [row], rows.SAMPLED)
+    Store(str(tmp_path)).write_rows("sampled", [row], schemas.SAMPLED)
     found = plan.make(asked)
     # The four answers are one, with two statements.
     assert found.kinds["support"].calls == 6 * 2

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lr_ray import config, pairs, report, rows
+from lr_ray import config, pairs, report, schemas
 from lr_ray.report import facts, plots, words
 from lr_ray.store import Store
 
@@ -146,14 +146,14 @@ def build(path: Path, prompts: int = 40) -> Store:
     dropped: dict[str, int] = {pairs.TIE: 3}
     for start in range(0, prompts, 8):
         batch = [judged(number, random_) for number in range(start, min(start + 8, prompts))]
-        store.write_rows("judged", batch, rows.JUDGED)
+        store.write_rows("judged", batch, schemas.JUDGED)
         for row in batch:
             pair = pairs.choose(row, rules)  # type: ignore[arg-type]
             if isinstance(pair, str):
                 dropped[pair] = dropped.get(pair, 0) + 1
             else:
                 found.append(dict(pair))
-    store.write_rows("pairs", found, rows.PAIRS)
+    store.write_rows("pairs", found, schemas.PAIRS)
     failures = [
         {
             "prompt_id": f"f{n}",
@@ -163,7 +163,7 @@ def build(path: Path, prompts: int = 40) -> Store:
         for n in range(7)
     ]
     failures.append({"prompt_id": "g", "stage": "judging", "reason": f"refused {HOSTILE}"})
-    store.write_rows("failed", failures, rows.FAILED)
+    store.write_rows("failed", failures, schemas.FAILED)
     settings = config.Config(
         run_dir=str(path),
         judge=config.Judge(model=HOSTILE, prices=config.Prices(prompt=0.4, completion=1.6)),
@@ -327,7 +327,7 @@ def test_examples_are_bounded_and_the_same_each_time(tmp_path: Path) -> None:
 
 def test_a_run_that_only_judged(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "only"))
-    store.write_rows("judged", [judged(n, random.Random(n)) for n in range(3)], rows.JUDGED)
+    store.write_rows("judged", [judged(n, random.Random(n)) for n in range(3)], schemas.JUDGED)
     report.write(store)
     page = Page((store.read("report.html") or b"").decode())
     assert [a["id"] for _, a in page.tags if "id" in a] == ["rewards", "dropped", "effort", "examples"]

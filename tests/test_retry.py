@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lr_ray import config, pipeline, rows, simulated
+from lr_ray import config, pipeline, rows, schemas, simulated
 from lr_ray.config import DIMENSIONS
 from lr_ray.judge.actor import JudgeActor
 from lr_ray.llm.records import FOLDER, SUFFIX, lines, parse
@@ -139,7 +139,7 @@ def test_only_reasons_that_new_samples_may_mend_are_taken_up(tmp_path: Path) -> 
         "e": "a statement has no verdict: a content filter stopped the judge (2 attempts)",
         "f": "the endpoint refused the request (HTTP 400, no code)",
     }
-    store.write_rows("judged", [unscored_row(*one) for one in reasons.items()], rows.JUDGED)
+    store.write_rows("judged", [unscored_row(*one) for one in reasons.items()], schemas.JUDGED)
     asked = config.Config.model_validate({"run_dir": store.url})
     assert unscored(asked, store) == set()
     wanted = config.Config.model_validate({"run_dir": store.url, "judge": {"retry_unscored": True}})
@@ -154,10 +154,12 @@ def test_the_newer_row_stays_whatever_its_file_is_called(tmp_path: Path, seed: i
     store, rng = Store(str(tmp_path / "run")), random.Random(seed)
     ids = [f"{seed}{n}" for n in range(12)]
     for start in range(0, 12, 4):
-        store.write_rows("judged", [unscored_row(one, "old") for one in ids[start : start + 4]], rows.JUDGED)
+        store.write_rows(
+            "judged", [unscored_row(one, "old") for one in ids[start : start + 4]], schemas.JUDGED
+        )
     redone = rng.sample(ids, 5)
     for part in (redone[:2], redone[2:]):
-        store.write_rows("judged", [unscored_row(one, "new", at=2.0) for one in part], rows.JUDGED)
+        store.write_rows("judged", [unscored_row(one, "new", at=2.0) for one in part], schemas.JUDGED)
     assert {row["prompt_id"] for row in store.rows("judged")} == set(ids)
     newest(store)
     tables = [store.table("judged", name).to_pylist() for name in store.files("judged")]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lr_ray import data, pairs, pipeline, rewards, rows, simulated
+from lr_ray import data, pairs, pipeline, rewards, rows, schemas, simulated
 from lr_ray.config import Config
 from lr_ray.rewards import contrast, direct
 from lr_ray.store import Store
@@ -190,7 +190,7 @@ def test_direct_rewards_make_pairs_by_the_same_rules(tmp_path: Path) -> None:
     made, _ = compared(tmp_path, judged, row("equal", ("Same.", "Same.")))
     config = settings(tmp_path, "direct", judge={"model": "sim"})
     there = rewards.folder(config, Store(str(tmp_path)))
-    there.write_rows("rewarded", made, rows.REWARDED)
+    there.write_rows("rewarded", made, schemas.REWARDED)
     rewarder = rewards.rewarder(config, Store(str(tmp_path)))
     found = rewarder(judged)
     assert found
@@ -232,7 +232,7 @@ def test_rewards_of_other_settings_lie_elsewhere(tmp_path: Path) -> None:
 def test_pairs_of_another_reward_are_made_anew_until_they_were_trained_on(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     judged = [row("a", ("Long answer.", "Short.", "Mid one.")), row("b", ("Same.", "Same.", "Same."))]
-    store.write_rows("judged", [dict(one) for one in judged], rows.JUDGED)
+    store.write_rows("judged", [dict(one) for one in judged], schemas.JUDGED)
 
     def audit(reward: str, **sections: Any) -> dict[str, Any]:
         pipeline.Run(settings(tmp_path, reward, **sections), None).pairs()  # type: ignore[arg-type]
@@ -254,7 +254,7 @@ def test_pairs_of_another_reward_are_made_anew_until_they_were_trained_on(tmp_pa
 
 def test_pairs_of_a_run_that_knew_one_reward_only_stay(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    store.write_rows("judged", [dict(row("a"))], rows.JUDGED)
+    store.write_rows("judged", [dict(row("a"))], schemas.JUDGED)
     old = {"prompts": 1, "pairs": 7, "dropped": {}, "rules": {"min_candidates": 2, "margin": 0.0}}
     store.write(json.dumps(old).encode(), "pairs.json")
     pipeline.Run(settings(tmp_path, "longreward"), None).pairs()  # type: ignore[arg-type]

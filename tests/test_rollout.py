@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.demo import task
-from lr_ray import config, data, flow, pipeline, plan, rows, simulated
+from lr_ray import config, data, flow, pipeline, plan, rows, schemas, simulated
 from lr_ray.judge.actor import JudgeActor
 from lr_ray.llm import client as clients
 from lr_ray.llm import lease, shared, usage
@@ -111,7 +111,7 @@ def test_retry_failed_takes_up_what_failed_and_pays_for_what_is_missing(
     with simulated.running(faults="error=0.15") as url:
         saved = judge_here(settings(tmp_path, url, given))
         ill = stats(url)
-    for kind, schema in (("judged", rows.JUDGED), ("failed", rows.FAILED)):
+    for kind, schema in (("judged", schemas.JUDGED), ("failed", schemas.FAILED)):
         store.write_rows(kind, [rows.unpack(row) for row in saved if row["kind"] == kind], schema)
     failed = {row["prompt_id"] for row in failures(store)}
     assert 0 < len(failed) < 12
@@ -137,8 +137,8 @@ def test_retry_failed_takes_up_the_failed_rows_of_an_evaluation(ray_cluster: Non
         sampled = [rows.unpack(row) for row in packed_rows(asked)]
         for side in ("before", "after"):
             store = Store(asked.run_dir).sub("evaluation", side)
-            store.write_rows("sampled", sampled, rows.SAMPLED)
-            store.write_rows("failed", [failure(sampled[0]["prompt_id"], "no answer")], rows.FAILED)
+            store.write_rows("sampled", sampled, schemas.SAMPLED)
+            store.write_rows("failed", [failure(sampled[0]["prompt_id"], "no answer")], schemas.FAILED)
         assert pipeline.execute(asked, ("evaluate",)) == 2
         assert pipeline.execute(asked, pipeline.RETRY) == 0
         assert pipeline.execute(asked, pipeline.RETRY) == 0
@@ -174,13 +174,13 @@ def test_what_succeeds_or_fails_anew_leaves_the_old_files(tmp_path: Path) -> Non
     from tests.test_pipeline import judged
 
     store = Store(str(tmp_path))
-    store.write_rows("failed", [failure(one, "old") for one in "abc"], rows.FAILED)
-    store.write_rows("failed", [failure("d", "old")], rows.FAILED)
+    store.write_rows("failed", [failure(one, "old") for one in "abc"], schemas.FAILED)
+    store.write_rows("failed", [failure("d", "old")], schemas.FAILED)
     before = store.files("failed")
-    store.write_rows("judged", [judged("a", [1, 2])], rows.JUDGED)
+    store.write_rows("judged", [judged("a", [1, 2])], schemas.JUDGED)
     assert sorted(row["prompt_id"] for row in failures(store)) == ["b", "c", "d"]
-    store.write_rows("failed", [failure("b", "new")], rows.FAILED)
-    store.write_rows("failed", [failure("d", "new")], rows.FAILED)  # the name of its old file
+    store.write_rows("failed", [failure("b", "new")], schemas.FAILED)
+    store.write_rows("failed", [failure("d", "new")], schemas.FAILED)  # the name of its old file
     settle(store, before)
     assert {row["prompt_id"]: row["reason"] for row in store.rows("failed")} == {
         "b": "new",

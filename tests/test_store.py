@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from lr_ray.rows import FAILED
+from lr_ray.schemas import FAILED
 from lr_ray.store import Store
 
 ROWS = [{"prompt_id": f"p{n}", "stage": "judge", "reason": "because"} for n in range(5)]

@@ -16,7 +16,8 @@ from lr_ray.config import Config
 from lr_ray.judge.chunks import measure
 from lr_ray.llm import client as clients
 from lr_ray.llm.messages import language
-from lr_ray.rows import FAILED, SYNTHESIZED, Asked, Synthesized, no_usage
+from lr_ray.rows import Asked, Synthesized, no_usage
+from lr_ray.schemas import FAILED, SYNTHESIZED
 from lr_ray.store import Store
 from lr_ray.synthesis import contexts, forecast, outputs, settings
 from lr_ray.synthesis.actor import Synthesizer

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from lr_ray.config import Config, Training
-from lr_ray.rows import PAIRS
+from lr_ray.schemas import PAIRS
 from lr_ray.store import Store
 from lr_ray.training import folder, launch, reference, scoring, source, zero
 from lr_ray.training.batch import PairIds

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lr_ray.config import Config
-from lr_ray.rows import PAIRS
+from lr_ray.schemas import PAIRS
 from lr_ray.store import Store
 from lr_ray.training import launch
 
