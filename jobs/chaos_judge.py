@@ -5,9 +5,10 @@
 A trial is one run directory: `lr-ray judge` on given candidates against the simulated judge, killed again and
 again at points drawn from the seed, then left to finish, then `pairs`. Its rows must be those of an
 undisturbed run, each once, its pairs the same bytes, and the calls that were asked for more than once at most
-those that were in flight when something was killed: asked for, and their answers not yet durable. They are
-counted at the server (requests) and in the ledger (different answers). Prints one JSON line a trial and a
-table of all.
+those that may be in flight when something is killed: asked for, and their answers not yet durable, which is
+the limit of calls in flight. They are counted at the server (requests) and in the ledger (different answers).
+What the server has in hand at the kill is shown beside it; answers on their way to the disk are not in that.
+Prints one JSON line a trial and a table of all.
 """
 
 import argparse
@@ -47,7 +48,7 @@ OF_ITS_OWN = ("usage", "sampled_at", "first_call_at", "judged_at")  # what two e
 
 @dataclass
 class Outcome:
-    """What became of a trial. `in_flight` and `repeated` are sums over its kills."""
+    """What became of a trial. `in_flight` (at the server) and `repeated` are sums over its kills."""
 
     seed: int
     kind: str
@@ -265,16 +266,17 @@ def table(outcomes: list[Outcome]) -> str:
     """Markdown, one line a kind of kill."""
     lines = [
         "| killed | trials | kills | rows lost | rows doubled | judged rows equal | pairs identical "
-        "| calls repeated | in flight at the kills | trials with more |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| calls repeated | at the server at the kills | {CONCURRENCY} a kill | trials over that |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for kind in KINDS:
         of = [outcome for outcome in outcomes if outcome.kind == kind]
         if of:
             sums = [sum(getattr(o, name) for o in of) for name in ("kills", "lost", "doubled")]
             equal = [f"{sum(getattr(o, n) for o in of)}/{len(of)}" for n in ("judged_equal", "pairs_equal")]
-            calls = [sum(o.repeated for o in of), sum(o.in_flight for o in of)]
-            cells = [kind, len(of), *sums, *equal, *calls, sum(o.repeated > o.in_flight for o in of)]
+            calls = [sum(o.repeated for o in of), sum(o.in_flight for o in of), CONCURRENCY * sums[0]]
+            over = sum(o.repeated > CONCURRENCY * o.kills for o in of)
+            cells = [kind, len(of), *sums, *equal, *calls, over]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
