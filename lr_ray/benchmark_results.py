@@ -38,7 +38,9 @@ def results(sides: list[Side], store: Store, every: Iterable[Case]) -> tuple[lis
         label = benchmark.label
         cases = by_label[label]
         grades[label] = [_grades(side, cases) for side in sides]
-        found = table.rows(benchmark.kind, label, *grades[label])
+        sets = {case.prompt_id: case.groups[0] for case in cases} if benchmark.kind == "longbench" else None
+        before, after = grades[label]
+        found = table.rows(benchmark.kind, label, before, after, sets)
         info[label] = {"kind": benchmark.kind, "cases": len(cases), **_info(sides, cases, grades[label])}
         if benchmark.facts or benchmark.kind == "facts":
             told, info[label]["unscored facts"] = fact_rows(

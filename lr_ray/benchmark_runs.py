@@ -7,7 +7,8 @@ rules are applied anew each time: they cost nothing.
 
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from lr_ray import data
 from lr_ray.asking import ask_rows
 from lr_ray.benchmarks import sets
 from lr_ray.benchmarks.case import SECOND, Case
+from lr_ray.benchmarks.claim import HELD_OUT, WINS
 from lr_ray.benchmarks.comparing import Comparer
 from lr_ray.benchmarks.forecast import ONLY_FACTS
 from lr_ray.benchmarks.grading import Grader
@@ -26,7 +28,7 @@ from lr_ray.rollout import rollout
 from lr_ray.runtime import Watch
 from lr_ray.store import Store
 
-HELD_OUT = "held-out prompts"
+CHUNK = 1 << 20  # bytes
 
 
 class Side(NamedTuple):
@@ -67,26 +69,31 @@ def prepare(config: Config, store: Store) -> Prepared:
     """
     found = Prepared([], [])
     for benchmark in config.evaluation.benchmarks:
-        cases, lines = [], []
-        for case in sets.cases(config, benchmark):
-            lines.append(orjson.dumps(case.row()) + b"\n")
-            cases.append(case.light())
-        found.cases.extend(cases)
-        found.pointers.extend(_written(store, benchmark.label, cases, lines))
+        for case, pointer in _written(store, benchmark.label, sets.cases(config, benchmark)):
+            found.cases.append(case)
+            found.pointers.append(pointer)
     return found
 
 
-def _written(store: Store, label: str, cases: list[Case], lines: list[bytes]) -> Iterator[data.Pointer]:
-    """The prompts as a file named by their ids, and pointers into it."""
-    ids = "\0".join(case.prompt_id for case in cases)
-    name = f"{label}-{hashlib.sha256(ids.encode()).hexdigest()[:16]}.jsonl"
-    folder = store.sub("evaluation", "prompts")
-    if not folder.exists(name):
-        folder.write(b"".join(lines), name)
+def _written(store: Store, label: str, cases: Iterable[Case]) -> Iterator[tuple[Case, data.Pointer]]:
+    """The prompts as a file named by their ids: the cases without them, and pointers into it."""
+    light: list[Case] = []
+    lengths: list[int] = []
+    # Through a local file: all contexts of a benchmark are more than need be in memory.
+    with tempfile.TemporaryFile() as file:
+        for case in cases:
+            light.append(case.light())
+            lengths.append(file.write(orjson.dumps(case.row()) + b"\n"))
+        ids = "\0".join(case.prompt_id for case in light)
+        name = f"{label}-{hashlib.sha256(ids.encode()).hexdigest()[:16]}.jsonl"
+        folder = store.sub("evaluation", "prompts")
+        if not folder.exists(name):
+            file.seek(0)
+            folder.write(iter(lambda: file.read(CHUNK), b""), name)
     url, start = folder.sub(name).absolute, 0
-    for number, (case, line) in enumerate(zip(cases, lines, strict=True), 1):
-        yield data.Pointer(case.prompt_id, data.Place(url, -1, start, len(line), number), [])
-        start += len(line)
+    for number, (case, length) in enumerate(zip(light, lengths, strict=True), 1):
+        yield case, data.Pointer(case.prompt_id, data.Place(url, -1, start, length, number), [])
+        start += length
 
 
 def run(
@@ -139,8 +146,8 @@ def _second_turns(side: Side, cases: list[Case]) -> list[data.Pointer]:
         for case in following
         if case.prompt_id in answers and answers[case.prompt_id][0]["text"].strip()
     ]
-    lines = [orjson.dumps(turn.row()) + b"\n" for turn in turns]
-    return list(_written(side.store, f"second-turns-{side.name}", turns, lines)) if turns else []
+    written = _written(side.store, f"second-turns-{side.name}", turns) if turns else ()
+    return [pointer for _, pointer in written]
 
 
 def answered(store: Store, ids: set[str]) -> dict[str, list[Any]]:
@@ -226,7 +233,7 @@ def _compare(
         asked = [(_held_out(one), evaluation.win_rate) for one in held_out]
         items += _duels([side.held_out for side in sides], asked)
     if items:
-        there = store.sub("evaluation", "wins")
+        there = store.sub("evaluation", WINS)
         before = there.files("failed")
         try:
             name = "comparing, after against before"

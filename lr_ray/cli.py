@@ -54,35 +54,51 @@ _verb("judge", ("judge",), "Scores for candidates, sampled here or read from dat
 _verb("pairs", ("pairs",), "Best against worst of every judged prompt.")
 _verb("train", ("train",), "DPO on the pairs, or SFT on training.data.")
 _verb("evaluate", ("evaluate",), "The model before and after on held-out prompts.")
-_verb("synthesize", ("synthesize",), "Long-context prompts with answers, made of synthesis.documents.")
-_verb("agreement", ("agreement",), "How far the judge agrees with labelled pairs.")
-_verb("retry-failed", ("retry_failed",), "Take up again what is in failed/, paying only for what is missing.")
-_verb("report", ("report",), "The run directory as one page, report.html.")
+_verb(
+    "synthesize", ("synthesize", "report"), "Long-context prompts with answers, made of synthesis.documents."
+)
+_verb("agreement", ("agreement", "report"), "How far the judge agrees with labelled pairs.")
+
+
+@_with_config("retry-failed", "Take up again what is in failed/, paying only for what is missing.")
+def _retry_failed(config: str, overrides: tuple[str, ...]) -> int:
+    from lr_ray import compare, pipeline
+    from lr_ray import config as configs
+
+    loaded = configs.load(config, list(overrides))
+    failed = pipeline.execute(loaded, pipeline.RETRY)
+    if loaded.compare.rewards or loaded.compare.runs:
+        failed += compare.retry(loaded)
+    return 1 if failed else 0
+
+
+@_with_config("report", "The run directory, a config's or named itself, as a page: report.html.")
+def _report(config: str, overrides: tuple[str, ...]) -> int:
+    from lr_ray import pipeline
+
+    pipeline.report_of(config, overrides)
+    return 0
 
 
 @_with_config("plan", "What a run would take: rows, calls, tokens, money, memory, hours. Spends nothing.")
 def _plan(config: str, overrides: tuple[str, ...]) -> int:
     from lr_ray import config as configs
-    from lr_ray import plan
+    from lr_ray import dry_run
 
-    loaded = configs.load(config, list(overrides))
-    if loaded.synthesis.documents:
-        from lr_ray.synthesis import forecast
-
-        click.echo(forecast.render(forecast.make(loaded), loaded))
-        if not (loaded.data.prompts or loaded.data.candidates):
-            return 0
-    click.echo(plan.render(plan.make(loaded), loaded))
+    click.echo(dry_run.text(configs.load(config, list(overrides))))
     return 0
 
 
 @_with_config("compare", "Several rewards or trainings on the same candidates, in one table.")
 def _compare(config: str, overrides: tuple[str, ...]) -> int:
-    from lr_ray import compare
+    from lr_ray import compare, pipeline
     from lr_ray import config as configs
+    from lr_ray.store import Store
 
-    failed, result = compare.execute(configs.load(config, list(overrides)))
+    loaded = configs.load(config, list(overrides))
+    failed, result = compare.execute(loaded)
     compare.show(result)
+    pipeline.report(Store(loaded.run_dir))
     return 1 if failed else 0
 
 

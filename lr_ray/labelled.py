@@ -153,6 +153,9 @@ def _long_rewardbench(raw: Raw, place: object, stem: str, number: int) -> Pair:
         scores = raw.get("candidates_score") or list(range(len(answers), 0, -1))
         if not isinstance(scores, list) or len(scores) != len(answers):
             raise ValueError(f"{place}: candidates_score has not one number a candidate")
+        numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in scores)
+        if not numbers or not all(one <= scores[0] for one in scores):  # NaN is not below anything
+            raise ValueError(f"{place}: candidates_score is no list of numbers, highest first")
         others = [one for one, score in zip(answers, scores, strict=True) if score != scores[0]]
         chosen, rejected = answers[:1], list(dict.fromkeys(others))
     else:

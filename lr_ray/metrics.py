@@ -81,8 +81,11 @@ KINDS = {
     "embeddings": "faithfulness",
     "extract": "completeness",
     "completeness": "completeness",
+    "direct": "comparison",
+    **{f"grade_{grade}": "grading" for grade in ("chat", "answer", "summary", "turn")},
+    **dict.fromkeys(("questions", "gaps", "unaided", "reading", "same"), "synthesis"),
 }
-"""Kinds of calls, and the dimension that each is for."""
+"""Kinds of calls, and the dimension that each is for, or what else."""
 OUTCOMES = (
     *("answered", "reused"),
     *("cut", "refused", "invalid"),  # paid, and of no use

@@ -7,18 +7,20 @@ Each stage looks in the run directory for what is done, does the rest, and says 
 """
 
 import json
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from lr_ray import agreement, card, evaluation, metrics, pairs, rewards, runtime
+from lr_ray import config as configs
 from lr_ray.config import Config, Pairs
 from lr_ray.llm import shared
 from lr_ray.placement import Need, require, worker
 from lr_ray.preflight import RETRY, Found, check, claim
 from lr_ray.progress import say
-from lr_ray.retry import failures, retry, settle, unscored, waiting
+from lr_ray.retry import failures, paired, retry, settle, unscored, waiting
 from lr_ray.rollout import rollout
 from lr_ray.runtime import Watch
 from lr_ray.sampling import check_model
@@ -85,22 +87,26 @@ class Run:
             say(f"{stage}: {of} prompts failed; failed/ says why, and lr-ray retry-failed takes them up")
 
     def retry_failed(self) -> None:
-        """Sample and judge again what is in `failed/`, of the evaluation too; what succeeds leaves it."""
+        """Sample and judge again what is in `failed/`, and in that of rewards, evaluation and other parts."""
         if self.found.prompts:
             with self.timed("sampling and judging"):
                 self._retry("retry-failed", retry(self.config, self.store, self.found.prompts, self.watch))
+        if rewards.lost(self.config, self.source):
+            self._retry_rewards()
         if self.found.held_out:
             with self.timed("evaluation"):
-                for name, config, store in evaluation.sides(self.config, self.store):
+                for name, config, store in evaluation.sides(self.config, self.store, self.source):
                     if waiting(config, store):
                         counts = retry(config, store, self.found.held_out, self.watch, name)
                         self._retry(f"retry-failed, {name}", counts)
                 if self.store.exists("evaluation.json"):
-                    evaluation.written(self.config, self.store, self.found.held_out)
-        if evaluation.lost(self.config, self.store):
+                    evaluation.written(self.config, self.store, self.found.held_out, self.source)
+        # Where nothing is evaluated whole yet, there may be no model after.
+        evaluated = self.store.exists("evaluation.json")
+        if evaluated and evaluation.lost(self.config, self.store, self.source):
             with self.timed("evaluation"):
                 result = evaluation.evaluate(
-                    self.config, self.store, self.found.held_out, self.watch, retry=True
+                    self.config, self.store, self.found.held_out, self.watch, self.source, retry=True
                 )
             lost = sum(result["failed"].values())
             self.failed += lost
@@ -116,6 +122,25 @@ class Run:
             settle(self.store, before, self.store.index("synthesized").keys())
         if self.found.labels is not None:
             self._agree(retry=True)
+
+    def _retry_rewards(self) -> None:
+        """Ask again for rewards that failed; pairs without them are made anew the next time."""
+        what = f"retry-failed, {self.config.pairs.reward}"
+        without = [place for place in paired(self.source) if self._rests_on_these_rewards(place)]
+        if any(place.exists("checkpoints") for place in without):
+            say(f"{what}: not taken up, since a model is trained on pairs without them")
+            return
+        for place in without:
+            place.fs.delete_file(place.path("pairs.json"))
+        with self.timed("pairs"):
+            failed = rewards.make(self.config, self.source, self.watch, retry=True)
+        self.failed += failed
+        say(f"{what}: {failed} rows failed again" if failed else f"{what}: done")
+
+    def _rests_on_these_rewards(self, place: Store) -> bool:
+        audit = json.loads(place.read("pairs.json") or b"{}")
+        asked = (self.config.pairs.reward, rewards.settings(self.config))
+        return (audit.get("rules", {}).get("reward"), audit.get("reward")) == asked
 
     def _retry(self, what: str, counts: dict[str, int]) -> None:
         self.failed += counts["failed"]
@@ -136,6 +161,7 @@ class Run:
         before = json.loads(self.store.read("pairs.json") or b"{}")
         if before.get("prompts") == len(ids) and self._by_these_rules(before):
             say(f"pairs: {before['pairs']} pairs were made already")
+            self.failed += rewards.lost(self.config, self.source)
             self._show(before)
             return
         if before and self.store.exists("checkpoints"):
@@ -247,6 +273,23 @@ def report(store: Store) -> None:
     say(f"report: {store.url}/report.html")
 
 
+def report_of(where: str, overrides: Sequence[str] = ()) -> None:
+    """The report of a config's run directory, or of the run directory `where`.
+
+    Raises:
+        ValueError: neither is there, or a file of the run is not what it should be.
+    """
+    if "://" in where or os.path.isdir(where):
+        there = Store(where)
+        if overrides:
+            raise ValueError(f"{where} is a run directory; {overrides[0]} would change a config")
+        if not there.exists("config.yaml"):
+            raise ValueError(f"{where}: not a run directory, it has no config.yaml")
+        report(there)
+        return
+    execute(configs.load(where, list(overrides)), ("report",))
+
+
 def execute(config: Config, stages: tuple[str, ...]) -> int:
     """Run stages in order on Ray.
 
@@ -273,6 +316,8 @@ def execute(config: Config, stages: tuple[str, ...]) -> int:
         return 0
     with Store(config.run_dir).claimed():
         claim(config, stages)
+        if stages[0] == "synthesize" and synthesis.finished(config, Store(config.run_dir)):
+            return _stepped(Run(config, None, found), stages)  # type: ignore[arg-type]
         return _execute(config, stages, found)
 
 
@@ -286,8 +331,10 @@ def _to_retry(config: Config) -> tuple[str, ...]:
     held_out = config.evaluation.prompts and any(
         waiting(of_side, there) for _, of_side, there in evaluation.sides(config, store)
     )
-    if held_out or evaluation.lost(config, store):
+    if held_out or (store.exists("evaluation.json") and evaluation.lost(config, store)):
         needs = (*needs, "evaluate")
+    if rewards.lost(config, store):
+        needs = (*needs, "pairs")
     if synthesis.lost(store):
         needs = (*needs, "synthesize")
     if agreement.lost(store):
@@ -300,14 +347,19 @@ def _execute(config: Config, stages: tuple[str, ...], found: Found) -> int:
     with ExitStack() as ending:
         watch = ending.enter_context(runtime.watch(config.judge.prices, metrics.run_label(config.run_dir)))
         ending.callback(shared.release)
-        run = Run(config, watch, found)
-        steps: list[Callable[[], None]] = []
-        if stages[:2] == ("sample", "judge"):
-            steps, stages = [run.sample_and_judge], stages[2:]
-        steps += [getattr(run, stage) for stage in stages]
-        for step in steps:
-            step()
-            if run.failed and run.nothing_left and step != run.agreement:
-                say("every prompt failed, so nothing is left for the later stages")
-                break
-        return run.failed
+        return _stepped(Run(config, watch, found), stages)
+
+
+def _stepped(run: Run, stages: tuple[str, ...]) -> int:
+    """Take the steps; returns how many rows failed for good."""
+    steps: list[Callable[[], None]] = []
+    if stages[:2] == ("sample", "judge"):
+        steps, stages = [run.sample_and_judge], stages[2:]
+    steps += [getattr(run, stage) for stage in stages]
+    rolled = (run.sample_and_judge, run.sample, run.judge)
+    for step in steps:
+        step()
+        if step in rolled and run.failed and run.nothing_left:
+            say("every prompt failed, so nothing is left for the later stages")
+            break
+    return run.failed

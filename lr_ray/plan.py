@@ -8,27 +8,25 @@ judge writes; as soon as prompts are judged, their ledger says how far all of it
 corrected by it.
 """
 
-import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any
 
-from lr_ray import data, plan_range, plan_training
+from lr_ray import plan_direct, plan_inputs, plan_range, plan_training
 from lr_ray.benchmarks import forecast as benchmarked
 from lr_ray.config import Config
-from lr_ray.judge import chunks, forecast, repeats
+from lr_ray.judge import chunks, direct, forecast, repeats
 from lr_ray.llm import usage
 from lr_ray.llm.usage import Used
 from lr_ray.meter import cost
+from lr_ray.plan_inputs import Inputs
 from lr_ray.plan_range import HIGH, LOW, POINT, Supposed, total
-from lr_ray.preflight import inputs
-from lr_ray.rows import Candidate
+from lr_ray.plan_rows import SAMPLE, Answers, Part, made_up, spread, stored
 from lr_ray.store import Store
 
-SAMPLE = 100  # prompts counted in full; the rest are taken to be alike
 JUDGED = 50  # judged prompts whose forecast is compared with what they used
-STATEMENTS, ANSWER_TOKENS = 10, 300  # of a candidate that is not there yet, as the paper's estimate has it
 LATENCY = 3.0  # seconds a judge call takes
 FEW = 10  # prompts counted again at each end, while no answers are there
 HEARD = 10  # answers of one kind that say how much a judge writes
@@ -40,9 +38,8 @@ DIMENSION = {
     "support": "faithfulness",
     "extract": "completeness",
     "completeness": "completeness",
+    direct.KIND: "reward",
 }
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -74,26 +71,39 @@ class Forecast:
         return total(self.kinds, {"": self.evaluation})
 
 
-def make(config: Config) -> Forecast:
+def make(config: Config, runs: Sequence[Config] = ()) -> Forecast:
     """The forecast for the config's prompts and candidates, those already done included.
+
+    `runs` are the configs of several trainings on the same candidates, each evaluated (none: the config's).
 
     Raises:
         ValueError: bad input or config.
     """
-    store, pointers = Store(config.run_dir), inputs(config)
-    answers = _Answers(config, store)
+    runs = runs or [config]
+    with plan_inputs.found(config) as given:
+        asked = config.evaluation.model_copy(update={"benchmarks": given.benchmarks})
+        return _make(config.model_copy(update={"evaluation": asked}), runs, given)
+
+
+def _make(config: Config, runs: Sequence[Config], given: Inputs) -> Forecast:
+    store = Store(config.run_dir)
+    answers = Answers(config, store)
     learned = _learned(config, store)
-    prompts = _Part(pointers, len(pointers))
-    held_out = data.scan(config.evaluation.prompts) if config.evaluation.prompts else []
-    # Both models answer them.
-    evaluated = _Part(held_out, 2 * len(held_out), config.evaluation.n, SAMPLE // 2)
+    prompts = Part(given.prompts, given.count, more=plan_direct.of_rewards(runs))
+    evaluated = Part(
+        given.held_out,
+        (len(runs) + 1) * given.held_out_count,  # the model before answers them, and that of each run
+        config.evaluation.n,
+        SAMPLE // 2,
+        plan_direct.of_wins(config, len(runs)),
+    )
     parts = [part for part in (prompts, evaluated) if part.pointers]
     rows = prompts.rows(answers)
     measure = chunks.measure(config.judge.tokenizer)
-    kinds = [_count(config, part.rows(answers), part.prompts, learned) for part in parts]
-    benchmarks = benchmarked.calls(config, _made_up(config)[0])
+    kinds = [_count(config, part, part.rows(answers), learned) for part in parts]
+    benchmarks = benchmarked.calls(config, made_up(config)[0], len(runs))
     result = Forecast(
-        prompts=len(pointers),
+        prompts=given.count,
         counted=len(rows),
         candidates=fmean(len(row["candidates"]) for row in rows),
         context_tokens=fmean(measure.upto(row["context"])[-1] / measure.unit for row in rows),
@@ -103,7 +113,8 @@ def make(config: Config) -> Forecast:
         kinds=kinds[0],
         evaluation=total(*kinds[1:], benchmarks),
         judged=learned.judged,
-        done=len({pointer.prompt_id for pointer in pointers} & store.index("judged").keys()),
+        done=len({pointer.prompt_id for pointer in given.prompts} & store.index("judged").keys()),
+        notes=[*given.notes],
     )
     if not learned.judged or answers.made_up:
         low, high = (_end(config, parts, kinds, answers, learned, one) for one in (LOW, HIGH))
@@ -113,8 +124,17 @@ def make(config: Config) -> Forecast:
     _price(config, store, result)
     _time(config, result, learned.seconds)
     _assumptions(config, result, answers)
-    result.notes += plan_training.forecast(config, result.prompts)
+    result.notes += _trainings(runs, result.prompts)
     return result
+
+
+def _trainings(runs: Sequence[Config], prompts: int) -> list[str]:
+    """What the trainings take, in words; equal ones once."""
+    said = [tuple(plan_training.forecast(one, prompts)) for one in runs]
+    if len(said) == 1:
+        return [*said[0]]
+    times = Counter(line for lines in said for line in lines)
+    return [line if line.startswith("supposed") else f"{number} x {line}" for line, number in times.items()]
 
 
 @dataclass(frozen=True)
@@ -131,76 +151,15 @@ class _Learned:
     heard: Mapping[str, Used] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Prompts to be judged `prompts` times in all: with `n` answers each, or those that they have."""
-
-    pointers: Sequence[data.Pointer]
-    prompts: int
-    n: int | None = None
-    most: int = SAMPLE
-
-    def rows(self, answers: "_Answers", supposed: Supposed = POINT, most: int | None = None) -> list[Any]:
-        """Those that are counted in full, `most` at most."""
-        return [answers.of(one, self.n, supposed) for one in _spread(self.pointers, most or self.most)]
-
-
-class _Answers:
-    """Rows to forecast. Who has no answers yet gets those of another prompt, or none at all made-up ones."""
-
-    def __init__(self, config: Config, store: Store) -> None:
-        self._config, self._store = config, store
-        self._sampled = store.index("sampled")
-        lenders = _spread(sorted(self._sampled), SAMPLE // 5)
-        self._lent = [_row(store, "sampled", self._sampled[one])["candidates"] for one in lenders]
-        self.made_up = self.borrowed = 0
-
-    def of(self, pointer: data.Pointer, n: int | None = None, supposed: Supposed = POINT) -> Any:
-        """The row at `pointer` with its candidates, or with `n` that stand for them."""
-        row: Any = data.load(pointer, self._config.data.prompt_template)
-        if n is None and pointer.candidates:
-            return row
-        if n is None and pointer.prompt_id in self._sampled:
-            return _row(self._store, "sampled", self._sampled[pointer.prompt_id])
-        answers = self._stand_in(n or self._config.sampling.n, supposed)
-        return {**row, "candidates": answers, "sampled_at": 0.0}
-
-    def _stand_in(self, n: int, supposed: Supposed) -> list[Candidate]:
-        if self._lent:
-            self.borrowed += 1
-            return self._lent[self.borrowed % len(self._lent)][:n]
-        self.made_up += 1
-        tokens, statements = _made_up(self._config, supposed.length)
-        different = max(1, math.ceil(n * supposed.different))
-        words = "word " * max(0, tokens * chunks.BYTES_A_TOKEN // statements // 5 - 2)
-        points = [[f"Point {i} {j} {words.strip()}." for j in range(statements)] for i in range(different)]
-        texts = [" ".join(points[i % different]) for i in range(n)]
-        return [{"index": i, "text": text, "finish_reason": None} for i, text in enumerate(texts)]
-
-
-def _made_up(config: Config, length: float = 1.0) -> tuple[int, int]:
-    """Tokens and statements of an answer that is not there yet, of `length` times the usual."""
-    tokens = min(round(ANSWER_TOKENS * length), config.sampling.max_tokens)
-    return tokens, max(1, round(STATEMENTS * tokens / ANSWER_TOKENS))
-
-
-def _spread(items: Sequence[T], most: int) -> Sequence[T]:
-    return items[:: max(1, math.ceil(len(items) / most))]
-
-
-def _row(store: Store, folder: str, place: tuple[str, int]) -> dict[str, Any]:
-    name, row = place
-    return store.table(folder, name).slice(row, 1).to_pylist()[0]
-
-
-def _count(config: Config, rows: list[Any], prompts: int, learned: _Learned) -> dict[str, Used]:
-    """What `prompts` prompts take when they are like `rows`, by kind of call."""
+def _count(config: Config, part: Part, rows: list[Any], learned: _Learned) -> dict[str, Used]:
+    """What the part takes when its prompts are like `rows`, by kind of call."""
     once = config.judge.model_copy(update={"repeats": config.judge.repeats.model_copy(update={"samples": 0})})
     cached: set[int] | None = None if config.judge.prices.cached_prompt is None else set()
     kinds: dict[str, Used] = {}
     for row in rows:
-        for kind, used in forecast.of_row(row, once, cached).items():
-            kinds.setdefault(kind, Used()).add(used, prompts / len(rows))
+        for of_row in (forecast.of_row(row, once, cached), part.more(row, cached)):
+            for kind, used in of_row.items():
+                kinds.setdefault(kind, Used()).add(used, part.prompts / len(rows))
     for kind in kinds.keys() & learned.correction.keys():
         one, factor = kinds[kind], learned.correction[kind]
         one.calls *= factor.calls
@@ -216,9 +175,9 @@ def _count(config: Config, rows: list[Any], prompts: int, learned: _Learned) -> 
 
 def _end(
     config: Config,
-    parts: list[_Part],
+    parts: list[Part],
     points: list[dict[str, Used]],
-    answers: _Answers,
+    answers: Answers,
     learned: _Learned,
     supposed: Supposed,
 ) -> Used:
@@ -229,8 +188,7 @@ def _end(
     for part, kinds in zip(parts, points, strict=True):
         if answers.made_up:
             few, usual = (
-                _count(config, part.rows(answers, one, FEW), part.prompts, learned)
-                for one in (supposed, POINT)
+                _count(config, part, part.rows(answers, one, FEW), learned) for one in (supposed, POINT)
             )
             point = plan_range.scaled(kinds, few, usual)
         else:
@@ -243,10 +201,10 @@ def _learned(config: Config, store: Store) -> _Learned:
     """What the run's own judged prompts tell or, while it has none, those of a run in `judge.reuse`."""
     for judged in (store, *map(Store, config.judge.reuse)):
         where = judged.index("judged")
-        ids = _spread(sorted(where), JUDGED)
+        ids = spread(sorted(where), JUDGED)
         used = usage.by_kind(judged, set(ids)) if ids else {}
         if used:
-            return _compared(config, [_row(judged, "judged", where[one]) for one in ids], used)
+            return _compared(config, [stored(judged, "judged", where[one]) for one in ids], used)
     heard = {} if config.judge.reuse else usage.by_kind(store)
     told = {k: one for k, one in heard.items() if one.calls >= HEARD and one.prompt_tokens}
     return _Learned(heard=told)
@@ -254,7 +212,7 @@ def _learned(config: Config, store: Store) -> _Learned:
 
 def _compared(config: Config, rows: list[Any], used: Mapping[str, Used]) -> _Learned:
     correction: dict[str, Used] = {}
-    for kind, expected in _count(config, rows, len(rows), _Learned()).items():
+    for kind, expected in _count(config, Part((), len(rows)), rows, _Learned()).items():
         got = used.get(kind, Used())
         correction[kind] = Used(got.calls / expected.calls, 1.0, 0.0, 1.0)
         if got.prompt_tokens:  # there are endpoints that do not say
@@ -286,11 +244,11 @@ def _time(config: Config, result: Forecast, seconds: float | None) -> None:
         result.judge_hours = result.all.calls * LATENCY / judge.concurrency / 3600
     else:
         at_once = min(result.prompts, judge.rows_in_flight * judge.actors)
-        calls = sum(one.calls for one in result.kinds.values())
+        calls = sum(one.calls for kind, one in result.kinds.items() if kind != direct.KIND)
         result.judge_hours = result.prompts * seconds / at_once * result.all.calls / calls / 3600
 
 
-def _assumptions(config: Config, result: Forecast, answers: _Answers) -> None:
+def _assumptions(config: Config, result: Forecast, answers: Answers) -> None:
     if result.judged:
         result.notes.append(f"corrected by what {result.judged} judged prompts used")
     else:
@@ -301,11 +259,13 @@ def _assumptions(config: Config, result: Forecast, answers: _Answers) -> None:
         )
         if config.judge.prices.cached_prompt is not None:
             result.notes.append("assumed: a prefix cache that keeps what comes again (end: none)")
+    if config.judge.tokenizer is None:
+        result.notes.append("estimated: a token for every four bytes of text, as judge.tokenizer is not set")
     if answers.made_up:
         result.notes.append(
             "assumed: {1} statements and {0} tokens an answer (ends: a third of it, half of the answers "
             "repeated; three times, no longer than sampling.max_tokens), until some are sampled".format(
-                *_made_up(config)
+                *made_up(config)
             )
         )
     again = config.judge.repeats
@@ -314,13 +274,6 @@ def _assumptions(config: Config, result: Forecast, answers: _Answers) -> None:
         result.notes.append(
             f"judge.repeats: up to {most:,.0f} calls more, were best and worst of every prompt "
             f"within {again.margin:g}; not counted above"
-        )
-    runs = len(config.compare.rewards) + len(config.compare.runs)
-    if runs:
-        trainings = runs * len(config.compare.seeds)
-        result.notes.append(
-            f"lr-ray compare: {trainings} trainings, so the evaluation judges {trainings + 1} models, not "
-            "the two counted above; the reward direct asks once more a prompt"
         )
 
 

@@ -9,6 +9,7 @@ import yaml
 
 from lr_ray import config as configs
 from lr_ray import data, labelled, redact
+from lr_ray.benchmarks import claim as grading
 from lr_ray.benchmarks import sets
 from lr_ray.config import Config
 from lr_ray.judge.answers import SCHEMAS
@@ -90,7 +91,7 @@ def claim(config: Config, stages: tuple[str, ...] = STAGES) -> None:
 
     Raises:
         ValueError: the directory holds rows made under another value of a key in `IDENTITY`, or judged
-            with other prompts than this version's.
+            or graded with other prompts than this version's.
     """
     store = Store(config.run_dir)
     saved = store.read("config.yaml")
@@ -115,6 +116,8 @@ def claim(config: Config, stages: tuple[str, ...] = STAGES) -> None:
                 "use another run_dir, or that version"
             )
         store.write(now_with, ASKED_WITH)
+    if {"evaluate", *RETRY} & set(stages):
+        grading.claim(config, store)
     store.write(configs.dump(config).encode(), "config.yaml")
 
 

@@ -49,7 +49,7 @@ def unscored(config: Config, store: Store) -> set[str]:
         reasons = [missing["reason"] for one in row["candidates"] for missing in one["unscored"]]
         if any(not any(hopeless in reason for hopeless in HOPELESS) for reason in reasons):
             found.add(row["prompt_id"])
-    if found and any(place.exists("checkpoints") for place in _paired(store)):
+    if found and any(place.exists("checkpoints") for place in paired(store)):
         raise ValueError(
             f"{store.url}: the model there is trained on pairs of its scores as they are; judge what is "
             "unscored in another run_dir, with this one in judge.reuse"
@@ -84,7 +84,7 @@ def retry(
         settle(store, before)
         if again:
             newest(store)
-            for place in _paired(store):
+            for place in paired(store):
                 if place.exists("pairs.json"):  # of scores that may be others
                     place.fs.delete_file(place.path("pairs.json"))
     return {**counts, "taken": len(taken)}
@@ -129,7 +129,7 @@ def newest(store: Store) -> None:
         store.fs.delete_file(store.path("judged", name))
 
 
-def _paired(store: Store) -> Iterator[Store]:
+def paired(store: Store) -> Iterator[Store]:
     """Where pairs of the run's scores may lie."""
     yield store
     yield from (store.sub("compare", name) for name in store.folders("compare"))

@@ -116,9 +116,15 @@ class Kappa(TypedDict):
 
 
 def kappa(
-    one: Sequence[Hashable], other: Sequence[Hashable], seed: int = 0, resamples: int = RESAMPLES
+    one: Sequence[Hashable],
+    other: Sequence[Hashable],
+    groups: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> Kappa:
     """Cohen's kappa of two raters' categories for the same items, with a percentile bootstrap interval.
+
+    The interval draws whole `groups` (none: single items), as pairs of one prompt are not independent.
 
     J. Cohen, Educational and Psychological Measurement 20 (1960). It is not defined where chance alone
     would have both agree on everything, as when each uses one and the same category throughout; resamples
@@ -135,13 +141,18 @@ def kappa(
     size = len(number)
     table = np.bincount(codes[:, 0] * size + codes[:, 1], minlength=size * size).reshape(size, size)
     value = float(_kappas(table[None] / n)[0])
-    # To draw items with replacement is to draw the cells of their table.
-    drawn = np.random.default_rng(seed).multinomial(n, table.ravel() / n, resamples)
-    values = _kappas(drawn.reshape(-1, size, size) / n)
+    random = np.random.default_rng(seed)
+    if groups is None:
+        # To draw items with replacement is to draw the cells of their table.
+        units, drawn = n, random.multinomial(n, table.ravel() / n, resamples)
+    else:
+        tables = _tables(groups, codes[:, 0] * size + codes[:, 1], size * size)
+        units, drawn = len(tables), _sums(tables, random, resamples)
+    values = _kappas((drawn / drawn.sum(axis=1, keepdims=True)).reshape(-1, size, size))
     values = values[np.isfinite(values)]
     defined = math.isfinite(value)
     low = high = None
-    if defined and n > 1 and values.size:
+    if defined and units > 1 and values.size:
         low, high = (float(edge) for edge in np.percentile(values, [2.5, 97.5]))
     return {
         "kappa": value if defined else None,
@@ -150,6 +161,27 @@ def kappa(
         "agreement": float(np.trace(table) / n),
         "count": n,
     }
+
+
+def _tables(groups: Sequence[Hashable], cells: NDArray[np.int64], size: int) -> NDArray[np.float64]:
+    """How often each group's items fall into each cell, shape (groups, size)."""
+    number: dict[Hashable, int] = {}
+    rows = np.asarray([number.setdefault(group, len(number)) for group in groups])
+    tables = np.zeros((len(number), size))
+    np.add.at(tables, (rows, cells), 1)
+    return tables
+
+
+def _sums(tables: NDArray[np.float64], random: np.random.Generator, resamples: int) -> NDArray[np.float64]:
+    """Sums of as many `tables` as there are, drawn with replacement; shape (resamples, cells)."""
+    count, step = len(tables), max(1, _DRAWS // len(tables))
+    alike = np.full(count, 1 / count)
+    return np.concatenate(
+        [
+            random.multinomial(count, alike, min(step, resamples - start)) @ tables
+            for start in range(0, resamples, step)
+        ]
+    )
 
 
 def _kappas(tables: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -113,6 +113,11 @@ def test_long_rewardbench(tmp_path: Path) -> None:
     ]
     with pytest.raises(ValueError, match=r"LongQA\.jsonl: line 1: candidates_score has not one number"):
         pairs(tmp_path, {**ranking, "candidates_score": [1.0]}, name="LongQA.jsonl")
+    for scores in ([0.5, 1.0, 0.5, 0.0], [1.0, None, 0.5, 0.0], [1.0, "0.5", 0.5, 0.0], [True, 0, 0, 0]):
+        with pytest.raises(
+            ValueError, match=r"line 1: candidates_score is no list of numbers, highest first"
+        ):
+            pairs(tmp_path, {**ranking, "candidates_score": scores}, name="LongQA.jsonl")
 
 
 def test_the_attack_set(tmp_path: Path) -> None:

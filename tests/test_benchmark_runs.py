@@ -4,6 +4,7 @@ Answers are there already, as if vLLM had sampled them: what is sampled is not s
 """
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,3 +169,26 @@ def test_prompts_are_written_once_and_pointed_to(tmp_path: Path) -> None:
     for case, pointer in zip(first.cases, first.pointers, strict=True):
         assert case.prompt == {}
         assert data.load(pointer, "{context}\n\n{question}")["prompt_id"] == case.prompt_id
+
+
+def test_prompts_are_not_all_in_memory_to_be_written(tmp_path: Path) -> None:
+    """20 texts of 1 MB, which the reader holds once."""
+    rows = [
+        {"prompt_id": f"p{number}", "context": f"{number} " * 500_000, "question": "What?"}
+        for number in range(20)
+    ]
+    path = files.lines(tmp_path / "long.jsonl", rows)
+    size = path.stat().st_size
+    asked = Config.model_validate(
+        {
+            "run_dir": str(tmp_path / "run"),
+            "evaluation": {"benchmarks": [{"kind": "facts", "path": str(path)}]},
+        }
+    )
+    del rows
+    tracemalloc.start()
+    prepared = benchmark_runs.prepare(asked, Store(asked.run_dir))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(prepared.pointers) == 20
+    assert peak < 2.2 * size

@@ -1,6 +1,7 @@
 """Benchmarks read from files in their published formats; what is wrong with one is said in a sentence."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def test_longbench_chat_with_scored_examples(tmp_path: Path) -> None:
     assert message == {"role": "user", "content": f"{files.DOCUMENT}\n\n{first.question}"}
     assert first.prompt["context"] == files.DOCUMENT.strip()
     (folder / "few_shots.json").unlink()
-    assert cases(kind="longbench_chat", path=folder)[0].examples == []
+    with pytest.raises(ValueError, match=r"few_shots\.json: no such file; .*THUDM/LongReward"):
+        cases(kind="longbench_chat", path=folder)
 
 
 def test_longbench_has_its_own_question_or_ours(tmp_path: Path) -> None:
@@ -172,6 +174,7 @@ def test_an_id_changes_with_what_is_asked_or_expected(tmp_path: Path) -> None:
 def test_a_bad_row_is_named(tmp_path: Path, kind: str, name: str, rows: Any, says: str) -> None:
     path = tmp_path / name
     path.write_text(json.dumps(rows))
+    (tmp_path / "few_shots.json").write_text("[]")
     with pytest.raises(ValueError, match=f"{name}.*{says}"):
         cases(kind=kind, path=path)
 
@@ -226,3 +229,11 @@ def test_limit_of_a_benchmark_is_spread() -> None:
     assert list(spread(range(10), 3)) == [0, 3, 6]
     assert list(spread(range(3), 5)) == [0, 1, 2]
     assert Benchmark(kind="ruler").label == "ruler"
+
+
+@pytest.mark.parametrize("begun", ["answer:", "Answer is", "答案", "Answer: A"])
+@pytest.mark.parametrize("unit", [" ", "*", "* ", "\n", "(", "option "])
+def test_no_answer_holds_the_search_for_its_choice_up(begun: str, unit: str) -> None:
+    began = time.process_time()
+    longbench.chosen(begun + unit * (100_000 // len(unit)) + "x")
+    assert time.process_time() - began < 1

@@ -129,6 +129,35 @@ def test_turns_of_one_conversation_are_one_unit() -> None:
     ]
 
 
+def test_a_turn_that_one_side_lacks_counts_on_neither() -> None:
+    """Second turns are harder: without one, a conversation would look better than it was."""
+
+    def turns(first: float, second: float | None) -> list[Any]:
+        one, two = graded("a", ["turn 1"], first), graded("a", ["turn 2"], second)
+        return [one, {**two, "prompt_id": one["prompt_id"] + "/2", "unit": one["unit"]}]
+
+    found = table.rows("mt_bench", "mt", turns(8.0, 4.0), turns(8.0, None))
+    assert [(r["metric"], r["before"], r["after"]) for r in found] == [
+        ("mt: score", 8, 8),
+        ("mt, turn 1: score", 8, 8),
+        ("mt, turn 2: score", None, None),
+    ]
+
+
+def test_a_data_set_that_failed_altogether_is_missed_in_its_means() -> None:
+    side = [graded("q", ["qasper"], 50.0), graded("m", ["musique"], 50.0)]
+    sets = {row["unit"]: row["groups"][0] for row in side} | {"lost": "narrativeqa"}
+    found = {row["metric"]: row["before"] for row in table.rows("longbench", "lb", side, side, sets)}
+    assert found == {
+        "lb: score": None,
+        "lb, single-document QA: score": None,
+        "lb, multi-document QA: score": 50,
+        "lb, narrativeqa: score": None,
+        "lb, qasper: score": 50,
+        "lb, musique: score": 50,
+    }
+
+
 def optimum(won: list[float], lengths: list[float]) -> float:
     """The same rate by plain gradient descent on the likelihood."""
     longer = np.tanh(np.asarray(lengths) / np.std(lengths))

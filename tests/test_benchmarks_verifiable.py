@@ -1,5 +1,6 @@
 """IFEval's instructions: a text that follows each and one that does not, worked out by hand."""
 
+import time
 from typing import Any
 
 import pytest
@@ -169,3 +170,25 @@ def test_a_choice_is_right_wrong_or_not_stated() -> None:
     assert values(of, "Answer: B", "Answer: C", "Hard to say.") == {
         "accuracy": [(100.0, 1.0), (0.0, 1.0), (None, 1.0)]
     }
+
+
+ARGUMENTS: dict[str, Any] = {
+    **{"keywords": ["a"], "keyword": "a", "relation": "at least", "frequency": 1, "forbidden_words": ["b"]},
+    **{"letter": "a", "let_relation": "at least", "let_frequency": 1, "language": "en", "num_sentences": 1},
+    **{"num_words": 1, "num_paragraphs": 2, "nth_paragraph": 1, "first_word": "x", "num_placeholders": 1},
+    **{"postscript_marker": "P.S.", "num_bullets": 1, "num_highlights": 1, "section_spliter": "SECTION"},
+    **{"num_sections": 1, "prompt_to_repeat": "x", "end_phrase": "x", "capital_relation": "at least"},
+    **{"capital_frequency": 1},
+}
+
+
+@pytest.mark.parametrize(
+    "unit", ["\n", " ", "[", "<", "*", "* ", '."', "a. ", "(a.) ", "P. ", "`", " \n", "A", "SECTION ", "! "]
+)
+def test_no_text_of_a_model_holds_a_rule_up(unit: str) -> None:
+    text = "x" + unit * (100_000 // len(unit)) + "x"
+    verifiable.follows("warm", "language:response_language", ARGUMENTS)  # loads its table once
+    for rule in verifiable.RULES:
+        began = time.process_time()
+        verifiable.follows(text, rule, ARGUMENTS)
+        assert time.process_time() - began < 2, rule

@@ -6,22 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from jobs.demo import compare as demo
-from jobs.demo import task
-from lr_ray import benchmark_runs, compare, simulated
+from lr_ray import benchmark_runs, compare, rewards
 from lr_ray import config as configs
 from lr_ray.compare import benchmarks, table
 from lr_ray.compare.entries import against, entries
 from lr_ray.config import Config
-from lr_ray.llm import usage
-from lr_ray.schemas import JUDGED, SAMPLED
+from lr_ray.schemas import FAILED, JUDGED, SAMPLED
 from lr_ray.store import Store
 from tests.sampled_row import sampled_row
-from tests.test_judge_actor import requests
 from tests.test_pipeline import judged
-from tests.test_rewards_srm import saved
 
 POLICY = str(Path(__file__).parents[1] / "jobs" / "demo" / "policy")
 
@@ -222,7 +217,9 @@ def answers(store: Store, side: str, values: dict[str, float], text: str) -> Non
     there.write_rows("sampled", sampled, SAMPLED)
 
 
-def test_what_is_written_comes_from_the_run_directories(tmp_path: Path) -> None:
+def test_what_is_written_comes_from_the_run_directories(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = compared(tmp_path, rewards=["longreward", "length"])
     base = Store(config.run_dir)
     answers(base, "before", {"a": 4.0, "b": 6.0}, "four")
@@ -244,7 +241,12 @@ def test_what_is_written_comes_from_the_run_directories(tmp_path: Path) -> None:
     length = result["runs"][1]["seeds"][0]
     assert (length["pairs"], length["rows"], length["steps"]) == (7, 7, 3)
     assert result["runs"][0]["seeds"][0]["pairs"] is None
-    compare.show(result)
+    # Names of groups come from benchmarks' files.
+    hostile = "mt_bench, [/b]\x1b[2J[red]: score"
+    compare.show({**result, "table": [{**row, "metric": hostile} for row in result["table"][:2]]})
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "[red]" in "".join(shown.split())
 
 
 def test_the_proof_pools_the_prompts_of_all_seeds(tmp_path: Path) -> None:
@@ -293,85 +295,21 @@ def test_the_references_scores_are_lent(tmp_path: Path) -> None:
     assert other.read("reference", "abc", "x.parquet") == b"scores"
 
 
-def whole(tmp_path: Path, url: str) -> Config:
-    """A reward model's run, and one of direct comparisons whose rules leave no pair; answers from a file."""
-    rows, _ = task.make_prompts("compare", 15)
-    items, rng = task.make_items("compare", 15), random.Random(0)
-    kinds: tuple[task.Kind, ...] = ("good", "wrong", "incomplete")
-    answers = [
-        {"prompt_id": row["prompt_id"], "candidates": [task.answer_of_kind(k, item, rng) for k in kinds]}
-        for row, item in zip(rows, items, strict=True)
-    ]
-    files: dict[str, Any] = {"prompts": rows[:12], "held_out": rows[12:], "answers": answers[:12]}
-    for name, some in files.items():
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
-    demo = yaml.safe_load((Path(POLICY).parent / "demo.yaml").read_text())
-    demo["sampling"] |= {"model": POLICY, "n": 3}
-    demo["judge"] |= {"base_url": url, "prices": {"prompt": 1.0, "completion": 1.0}}
-    demo["training"] |= {"max_steps": 2, "batch_size": 4, "micro_batch_size": 2, "num_workers": 1}
-    rated = {"pairs.reward": "srm", "pairs.margin": 0.0, "rewards.srm.model": saved(tmp_path / "rater")}
-    none = {"pairs.reward": "direct", "pairs.margin": 100}
-    return Config.model_validate(
-        {
-            **demo,
-            "run_dir": str(tmp_path / "run"),
-            "data": {
-                "prompts": [str(tmp_path / "prompts.jsonl")],
-                "candidates": [str(tmp_path / "answers.jsonl")],
-            },
-            "pairs": {"min_candidates": 3},
-            "evaluation": {"n": 1, "prompts": [str(tmp_path / "held_out.jsonl")]},
-            "compare": {"runs": {"rated": rated, "none": none}},
-        }
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_comparison_shares_what_can_be_shared_and_resumes(
-    tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with simulated.running() as url:
-        config = whole(tmp_path, url)
-        failed, result = compare.execute(config)
-        paid = requests(url)
-        before = {path: path.stat().st_mtime_ns for path in kept(tmp_path)}
-        assert compare.execute(config) == (failed, result)
-        assert requests(url) == paid
-    assert {path: path.stat().st_mtime_ns for path in kept(tmp_path)} == before
-    assert failed == 0
-    assert "none-seed0 has no pairs, so nothing is trained" in capsys.readouterr().err
+def test_what_failed_in_a_run_is_known(tmp_path: Path) -> None:
+    config = compared(tmp_path, rewards=["longreward", "direct"])
     base = Store(config.run_dir)
-    assert base.folders("compare") == ["none-seed0", "rated-seed0"]
-    assert base.folders("evaluation") == ["before"]
-    assert base.sub("compare", "rated-seed0").folders("evaluation") == ["after"]
-    assert [name.partition("-")[0] for name in base.folders("rewards")] == ["direct", "srm"]
-    found = {(row["metric"], row["run"]): row for row in result["table"]}
-    assert found["reward", "rated"]["before"]["prompts"] == 3
-    assert found["reward", "none"]["mean"] is None
-    rated, none = (run["seeds"][0] for run in result["runs"])
-    assert (rated["steps"], rated["pairs"], rated["rows"]) == (2, 12, 12)
-    assert (none["pairs"], sum(none["dropped"].values())) == (0, 12)
-    # All that was paid is in a ledger, and the budget counts all of them.
-    everywhere = [base, base.sub("evaluation", "before"), *map(base.sub, ledgers(tmp_path))]
-    used = usage.Used()
-    for store in everywhere:
-        for one in usage.by_kind(store).values():
-            used.add(one)
-    assert len(everywhere) == 4
-    assert used.calls == paid
-    tokens = used.prompt_tokens + used.completion_tokens
-    assert usage.money(base, config.judge.prices) == pytest.approx(tokens / 1e6)
-
-
-def ledgers(tmp_path: Path) -> list[str]:
-    run = tmp_path / "run"
-    found = [*run.glob("rewards/*/calls"), *run.glob("compare/*/evaluation/*/calls")]
-    return [str(path.parent.relative_to(run)) for path in found]
-
-
-def kept(tmp_path: Path) -> list[Path]:
-    """What a second call must leave alone."""
-    folders = ("sampled", "judged", "calls", "rewarded", "pairs", "model", "reference")
-    every = (path for path in (tmp_path / "run").rglob("*") if path.is_file())
-    return [path for path in every if set(path.parts) & set(folders) and path.name != "README.md"]
+    assert compare.retry(config) == 0
+    first, second = entries(config)
+    failure = {"prompt_id": "a", "stage": "judge", "reason": "a bad day"}
+    after = first.store(base).sub("evaluation", "after")
+    after.write_rows("failed", [failure], FAILED)
+    assert not compare._lost(first, base)  # it is not evaluated whole yet
+    evaluated = config.model_copy(update={"sampling": config.sampling.model_copy(update={"model": "m"})})
+    first.store(base).write(b"{}", "evaluation.json")
+    assert compare._lost(entries(evaluated)[0], base)
+    after.write_rows("judged", [judged("a", [5.0])], JUDGED)
+    assert not compare._lost(entries(evaluated)[0], base)
+    rewards.folder(second.config, base).write_rows("failed", [failure], FAILED)
+    assert compare._lost(second, base)
+    second.store(base).write(b"", "checkpoints", "some")
+    assert not compare._lost(second, base)

@@ -46,6 +46,41 @@ def test_bad_configs_in_one_sentence(tmp_path: Path, text: str, overrides: list[
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_is_laid_over_its_bases(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    write(tmp_path / "shared" / "a.yaml", "sampling: {n: 4, top_p: 0.5}\ndata: {prompts: [a.jsonl, b.jsonl]}")
+    write(tmp_path / "shared" / "b.yaml", "base: a.yaml\nsampling: {n: 6}\ntraining: {lora: {r: 8}}")
+    write(tmp_path / "c.yaml", "judge: {model: m}\nsampling: {max_tokens: 7}")
+    path = write(
+        tmp_path / "run.yaml",
+        "base: [shared/b.yaml, c.yaml]\nrun_dir: r\n"
+        "data: {prompts: [c.jsonl]}\ntraining: {lora: {lora_alpha: 3}}",
+    )
+    loaded = config.load(path, ["sampling.n=9"])
+    sampling = loaded.sampling
+    assert (sampling.n, sampling.top_p, sampling.max_tokens) == (9, 0.5, 7)
+    assert loaded.data.prompts == ["c.jsonl"]
+    assert loaded.training.lora == {"r": 8, "lora_alpha": 3}
+    assert config.load(path).sampling.n == 6
+    assert config.load(write(tmp_path / "again.yaml", config.dump(loaded))) == loaded
+
+
+@pytest.mark.parametrize(
+    ("base", "says"),
+    [
+        ("[none.yaml]", r"none\.yaml: cannot read"),
+        ("c.yaml", r"base: c\.yaml is laid over this file itself"),
+        ("b.yaml", r"base: c\.yaml is laid over this file itself"),
+        ("{a: b}", "base: expected the name of a config file"),
+        ("[1]", "base: expected the name of a config file"),
+    ],
+)
+def test_bases_that_cannot_be_are_refused(tmp_path: Path, base: str, says: str) -> None:
+    write(tmp_path / "b.yaml", "base: c.yaml")
+    with pytest.raises(ValueError, match=says):
+        config.load(write(tmp_path / "c.yaml", f"base: {base}\nrun_dir: r"))
+
+
 def test_missing_config_is_named() -> None:
     with pytest.raises(ValueError, match=r"nowhere\.yaml: cannot read"):
         config.load("nowhere.yaml")
@@ -97,3 +132,24 @@ def test_shipped_configs_load(path: Path) -> None:
 
 def test_there_are_shipped_configs() -> None:
     assert shipped()
+
+
+def test_no_password_in_any_url_is_dumped() -> None:
+    runs = {"other": {"rewards.direct": {"base_url": ["http://me:s3cret@one.example/v1"]}}}
+    loaded = config.Config.model_validate(
+        {
+            "run_dir": "r",
+            "synthesis": {
+                "base_url": ["https://me:s3cret@two.example/v1"],
+                "documents": ["s3://key:s3cret@bucket/docs?region=x"],
+            },
+            "evaluation": {"benchmarks": [{"kind": "ifeval", "path": "s3://key:s3cret@bucket/i.jsonl"}]},
+            "compare": {"runs": runs},
+        }
+    )
+    dumped = config.dump(loaded)
+    assert "s3cret" not in dumped
+    for url in ("http://one.example/v1", "https://two.example/v1", "s3://bucket/docs?region=x"):
+        assert url in dumped
+    # What is dumped is a copy.
+    assert loaded.compare.runs == runs

@@ -74,6 +74,11 @@ def test_actors_share_the_ceiling_and_go_on_when_the_keeper_dies(ray_cluster: No
         assert ray.get(keeper.report.remote(f"{here}-nobody", shared_report()), timeout=30).leases
         with pytest.raises(RuntimeError, match="the cluster has given this node up"):
             ray.get(keeper.report.remote(f"{'0' * len(here)}-nobody", shared_report()), timeout=30)
+        # A stage at other endpoints, of which there may be more, has a keeper with limits of its own.
+        judge["base_url"] = [url, url]
+        other = Config.model_validate({"run_dir": str(tmp_path), "judge": judge})
+        assert ray.get(actor.remote(other, shared.keeper(other)).ask.remote(2), timeout=20) == 2
+        assert ray.get(actor.remote(config, shared.keeper(config)).ask.remote(2), timeout=20) == 2
 
 
 def shared_report() -> Any:

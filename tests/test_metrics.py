@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from lr_ray import journal, metrics, rows, schemas, simulated
+from lr_ray.benchmarks import grading
 from lr_ray.config import DIMENSIONS, Config, Prices, Training
-from lr_ray.judge import core
+from lr_ray.judge import core, direct
 from lr_ray.judge.actor import JudgeActor
 from lr_ray.judge.answers import SCHEMAS, Rating
 from lr_ray.llm import client as clients
@@ -29,6 +30,7 @@ from lr_ray.progress import Tally
 from lr_ray.store import Store
 from tests.endpoint import Endpoint, Script, chat, error, in_turn, serving
 from tests.sampled_row import sampled_row
+from tests.test_synthesis_questions import KINDS as WRITING
 
 DASHBOARD = json.loads((Path(__file__).parents[1] / "cluster/dashboards/lr-ray.json").read_text())
 CONTEXT = "Mira keeps copper. Toben keeps salt. The mill stands near the river. " * 4
@@ -115,8 +117,13 @@ def test_every_reason_for_a_missing_score_has_a_class() -> None:
 
 
 def test_labels_are_few_whatever_the_data() -> None:
-    assert set(metrics.KINDS) == {*SCHEMAS, "embeddings"}
-    assert set(metrics.KINDS.values()) == set(DIMENSIONS)
+    of = metrics.KINDS
+    assert {kind for kind in of if of[kind] in DIMENSIONS} == {*SCHEMAS, "embeddings"}
+    assert {kind for kind in of if of[kind] == "grading"} == set(grading.KINDS.values())
+    assert {kind for kind in of if of[kind] == "comparison"} == {direct.KIND}
+    assert {kind for kind in of if of[kind] == "synthesis"} == set(WRITING)
+    assert {*DIMENSIONS, "grading", "comparison", "synthesis"} == set(of.values())
+    assert metrics.call(direct.KIND, "cut") == ("lr_calls", "comparison", "direct", "cut")
     assert metrics.call(HOSTILE_ID, "cut") == ("lr_calls", "other", "other", "cut")
     assert metrics.kind("a%2Fb/-/extract/3") == "extract"
     assert metrics.kind("u") == metrics.kind("u/v") == ""

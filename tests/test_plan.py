@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from jobs.demo import task
-from lr_ray import config, plan, plan_range, plan_training, rows, schemas, simulated
+from lr_ray import config, dry_run, plan, plan_range, plan_training, rows, schemas, simulated
 from lr_ray.judge import forecast, requests
 from lr_ray.llm import usage
 from lr_ray.llm.records import FOLDER, SUFFIX, lines
@@ -277,3 +277,79 @@ def test_training_steps_count_what_is_mixed_in() -> None:
     tree = {"run_dir": "x", "sampling": {"model": "no/such"}, "training": training}
     said = plan_training.forecast(config.Config.model_validate(tree), 80)
     assert said[0] == "training: at most 100 pairs, 7 optimizer steps"
+
+
+LLAMA = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+LLAMA |= {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+    "max_position_embeddings": 512,
+}
+PARAMETERS = 2 * 100 * 64 + 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96 + 2 * 64) + 64
+
+
+def supposing(tmp_path: Path, **sections: Any) -> config.Config:
+    tree = {"run_dir": str(tmp_path / "run"), "data": {"prompts": [str(tmp_path / "p.jsonl")]}, **sections}
+    return config.Config.model_validate(tree)
+
+
+def test_what_is_not_there_is_supposed_only_where_the_config_says_what(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"p\.jsonl: no such file"):
+        plan.make(supposing(tmp_path))
+    suppose = {"prompts": 50, "context_tokens": [1000, 9000], "held_out": 8}
+    evaluation = {"prompts": ["none.jsonl"], "benchmarks": [{"kind": "ifeval", "path": "nowhere"}]}
+    asked = supposing(tmp_path, suppose=suppose, evaluation=evaluation, sampling={"n": 2})
+    found = plan.make(asked)
+    assert (found.prompts, found.counted) == (50, 2)
+    assert found.context_tokens == pytest.approx(5000, rel=0.01)
+    assert found.kinds["extract"].calls == 25 * (1 + 3)
+    assert found.kinds["helpfulness"].calls == 100
+    assert found.evaluation.calls == pytest.approx(2 * 8 * (4 + 10 + 2))
+    text = plan.render(found, asked)
+    assert "supposed: 50 prompts of 5,000 tokens on average, since data.prompts is not there" in text
+    assert "supposed: 8 prompts of 5,000 tokens on average, since evaluation.prompts is not there" in text
+    assert "not counted: benchmarks that are not there: ifeval" in text
+    assert "a token for every four bytes" in text
+    # What is there counts, and a mistake in it is one.
+    write(tmp_path / "p.jsonl", *map(dict, task.make_prompts("plan", 3)[0]))
+    found = plan.make(asked)
+    assert found.prompts == 3
+    assert not any("data.prompts" in note for note in found.notes)
+    write(tmp_path / "p.jsonl", {"prompt_id": "a"})
+    with pytest.raises(ValueError, match="line 1"):
+        plan.make(asked)
+
+
+def test_a_model_is_known_by_its_config_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    here = supposing(tmp_path, sampling={"model": str(tmp_path)}, suppose={"model": {"model_type": "glm"}})
+    found = plan_training.model(here)
+    assert not isinstance(found, str)
+    assert sum(plan_training.math.prod(shape) for _, shape in found.tensors) == PARAMETERS
+    said = plan_training.forecast(here, 10)
+    assert "no safetensors beside it" in said[1]
+    assert "at 512 tokens" in said[2]
+    # In words where neither files nor the config know it.
+    assert plan_training.model(supposing(tmp_path)) == "the model is no local folder with safetensors"
+    (tmp_path / "config.json").write_text("{}")
+    assert plan_training.model(here) == "the model's config has no model_type"
+    supposed = supposing(tmp_path, sampling={"model": "some/name"}, suppose={"model": LLAMA})
+    assert "since some/name is no local folder" in plan_training.forecast(supposed, 10)[1]
+
+
+def test_fine_tuning_is_planned_without_prompts(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "a"}]}] * 20
+    data = [write(tmp_path / "sft.jsonl", *rows)]
+    training = {"method": "sft", "data": data, "batch_size": 8}
+    asked = config.Config.model_validate({"run_dir": "x", "training": training})
+    assert dry_run.text(asked).startswith("training: 20 sequences, 3 optimizer steps")
+    gone = asked.model_copy(update={"training": asked.training.model_copy(update={"data": ["gone.jsonl"]})})
+    with pytest.raises(ValueError, match=r"gone\.jsonl: no such file"):
+        dry_run.text(gone)
+    supposed = gone.model_copy(update={"suppose": config.Suppose(examples=160)})
+    assert dry_run.text(supposed).startswith(
+        "training: 160 sequences, 20 optimizer steps\nsupposed: 160 rows"
+    )
+    with pytest.raises(ValueError, match=r"data\.prompts is not set"):
+        dry_run.text(config.Config.model_validate({"run_dir": "x"}))

@@ -259,3 +259,25 @@ def test_pairs_of_a_run_that_knew_one_reward_only_stay(tmp_path: Path) -> None:
     store.write(json.dumps(old).encode(), "pairs.json")
     pipeline.Run(settings(tmp_path, "longreward"), None).pairs()  # type: ignore[arg-type]
     assert json.loads(store.read("pairs.json") or b"") == old
+
+
+def test_rewards_that_failed_are_counted_every_time_and_not_taken_up_once_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, store = settings(tmp_path, "direct", judge={"model": "m"}), Store(str(tmp_path))
+    there = rewards.folder(config, store)
+    failure = {"prompt_id": "a", "stage": "direct", "reason": "a bad day"}
+    there.write_rows("failed", [failure], schemas.FAILED)
+    store.write_rows("judged", [dict(row("a"))], schemas.JUDGED)
+    rules, given = config.pairs.model_dump(), rewards.settings(config)
+    audit = {"prompts": 1, "pairs": 0, "dropped": {}, "rules": rules, "reward": given}
+    store.write(json.dumps(audit).encode(), "pairs.json")
+    for _ in range(2):
+        run = pipeline.Run(config, None)  # type: ignore[arg-type]
+        run.pairs()
+        assert run.failed == rewards.lost(config, store) == 1
+    store.write(b"", "checkpoints", "some")
+    pipeline.Run(config, None).retry_failed()  # type: ignore[arg-type]
+    assert "a model is trained on pairs without them" in capsys.readouterr().err
+    assert store.exists("pairs.json")
+    assert there.files("failed")

@@ -153,3 +153,19 @@ def test_correlation_where_it_is_not_defined() -> None:
     assert statistics.correlation([1, 2], [5, 4])["spearman"] == pytest.approx(-1)
     with pytest.raises(ValueError, match="not a finite number"):
         statistics.correlation([1.0, float("nan")], [1.0, 2.0])
+
+
+def test_a_kappas_interval_draws_whole_groups() -> None:
+    """Ten copies of each item tell no more than one: drawn by group the interval is as wide as of one."""
+    random = np.random.default_rng(4)
+    one = list(random.integers(0, 3, 60))
+    other = [int(random.integers(0, 3)) if random.random() < 0.4 else item for item in one]
+    single = statistics.kappa(one, other)
+    tenfold = [list(np.repeat(side, 10)) for side in (one, other)]
+    grouped = statistics.kappa(*tenfold, groups=list(np.repeat(np.arange(60), 10)))
+    assert grouped["kappa"] == pytest.approx(single["kappa"])
+    for edge in ("low", "high"):
+        assert grouped[edge] == pytest.approx(single[edge], abs=0.03)  # type: ignore[literal-required]
+    apart = statistics.kappa(*tenfold)
+    assert apart["high"] - apart["low"] < 0.5 * (single["high"] - single["low"])
+    assert statistics.kappa(one, other, groups=["a"] * 60)["low"] is None

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from lr_ray import config as configs
-from lr_ray import data, rows, simulated
+from lr_ray import data, pipeline, rows, runtime, simulated
 from lr_ray.cli import cli, guarded
 from lr_ray.config import Config
 from lr_ray.judge.chunks import measure
 from lr_ray.llm import client as clients
 from lr_ray.llm.messages import language
 from lr_ray.rows import Asked, Synthesized, no_usage
-from lr_ray.schemas import FAILED, SYNTHESIZED
+from lr_ray.schemas import DOCUMENT, FAILED, SYNTHESIZED
 from lr_ray.store import Store
-from lr_ray.synthesis import contexts, forecast, outputs, settings
+from lr_ray.synthesis import contexts, documents, forecast, outputs, run, settings
 from lr_ray.synthesis.actor import Synthesizer
 from lr_ray.synthesis.contexts import Known
 from lr_ray.training import source
@@ -229,6 +229,42 @@ def test_the_files_are_made_anew_only_when_something_changed(tmp_path: Path) -> 
     assert store.exists("sft.jsonl")
     assert outputs.write(asked(tmp_path, "http://x"), store, *counts)[1]
     assert not store.exists("sft.jsonl")
+
+
+def test_the_files_are_made_anew_when_one_is_gone(tmp_path: Path) -> None:
+    written(tmp_path, [synthesized(0, kept(0, "What does the mill grind?"))])
+    store, counts = Store(str(tmp_path)), ({"used": 1}, {"asked_for": 1})
+    store.fs.delete_file(store.path("prompts.jsonl"))
+    assert outputs.write(asked(tmp_path, "http://x"), store, *counts)[1]
+    assert store.exists("prompts.jsonl")
+
+
+def test_where_all_is_done_ray_is_not_started(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        (tmp_path / "in" / f"{number}.txt").write_text(story(number))
+    config = asked(tmp_path / "run", url, documents=[str(tmp_path / "in")])
+    store = Store(config.run_dir)
+    found = documents.files(config.synthesis.documents).found
+    read = [row for file in found for row in documents.read(file, config.synthesis, MEASURE)]
+    assert not run.finished(config, store)
+    store.write_rows("document", read, DOCUMENT)
+    store.write(b'{"files": 2, "other_files": 0, "documents": 2}', "documents.json")
+    first, second = contexts.plans(run.known(store)[0], config.synthesis)
+    made = {**synthesized(0, kept(0, "What does the mill grind?")), "prompt_id": first.prompt_id}
+    store.write_rows("synthesized", [made], SYNTHESIZED)
+    assert not run.finished(config, store)
+    reason = {"prompt_id": second.prompt_id, "stage": "synthesize", "reason": "the endpoint was down"}
+    store.write_rows("failed", [reason], FAILED)
+
+    def started() -> None:
+        raise AssertionError("Ray is started")
+
+    monkeypatch.setattr(runtime, "start", started)
+    assert pipeline.execute(config, ("synthesize",)) == 1
+    assert len((tmp_path / "run" / "prompts.jsonl").read_text().splitlines()) == 1
 
 
 def test_prompts_and_targets_are_read_by_the_stages_after(tmp_path: Path) -> None:

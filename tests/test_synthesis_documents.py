@@ -315,3 +315,9 @@ def test_the_program_imports_nothing_of_ours() -> None:
     source = Path(extract.__file__).read_text()
     assert "lr_ray" not in source
     assert os.path.isabs(extract.__file__)
+
+
+def test_a_file_name_that_is_no_text_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"bad\xff.txt")).write_text("x")
+    with pytest.raises(ValueError, match=r"^/.*: a file there has a name that is not UTF-8$"):
+        documents.files([str(tmp_path)])

@@ -9,6 +9,7 @@ import pytest
 
 from lr_ray.config import Synthesis
 from lr_ray.llm.calls import Call, Unusable
+from lr_ray.llm.client import GaveUp
 from lr_ray.llm.messages import template
 from lr_ray.rows import Asked, Composed, Synthesized, no_usage
 from lr_ray.synthesis import answers, questions
@@ -253,3 +254,23 @@ def test_a_hostile_document_stays_in_its_block() -> None:
     assert code
     assert text.count(f"</document {code[1]}>") == 1
     assert text.index(evil) < text.index(f"</document {code[1]}>")
+
+
+def test_a_failure_waits_for_what_is_being_paid() -> None:
+    """The call for gaps gives up at once, the one for questions is answered later."""
+    ended: list[str] = []
+
+    class Slow(Asks):
+        async def ask(self, call: Call[Any]) -> Any:
+            if call.name == "gaps":
+                raise GaveUp("the endpoint is gone")
+            await asyncio.sleep(0.05)
+            ended.append(call.name)
+            return await super().ask(call)
+
+    async def work() -> None:
+        with pytest.raises(GaveUp):
+            await questions.synthesize(row(gaps=1), Slow(), Synthesis(keep="all"))
+        assert ended == ["questions"]
+
+    asyncio.run(work())

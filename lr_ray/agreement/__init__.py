@@ -53,8 +53,7 @@ def agree(
         Stopped: the judge stopped early; what was paid for is kept.
     """
     settings, there = config.agreement, store.sub(FOLDER)
-    done = {prompt_id for kept in (there, there.sub("short")) for prompt_id in kept.index("judged")}
-    items = inputs.write(there, labels, settings.seed, config.judge.tokenizer, done)
+    items = inputs.write(there, labels, settings.seed, config.judge.tokenizer, seen(there))
     failed = sum(_judge(part, watch, retry=retry) for part in parts(config, there, items))
     if settings.direct:
         failed += direct.compare(config, there, items, watch, retry=retry)
@@ -73,6 +72,12 @@ def agree(
     there.write(b"".join(lines), OUTCOMES)
     store.write(orjson.dumps(result, option=orjson.OPT_INDENT_2), RESULT)
     return result
+
+
+def seen(there: Store) -> set[str]:
+    """The prompts that any judging or direct call has looked at."""
+    places = [there, *(there.sub(name) for name in there.folders("."))]
+    return {one for place in places for kind in ("judged", "preferred") for one in place.index(kind)}
 
 
 def parts(config: Config, there: Store, items: list[Item]) -> Iterator[Part]:

@@ -1,7 +1,6 @@
 """The direct baseline: of every labelled couple the judge is asked outright, in both orders."""
 
 import functools
-import hashlib
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
@@ -10,12 +9,11 @@ from lr_ray.agreement.outcomes import Outcome
 from lr_ray.asking import ask_rows
 from lr_ray.config import Config
 from lr_ray.data import Place, row_at
-from lr_ray.judge.direct import KIND, prefer
-from lr_ray.judge.requests import PACKAGE
+from lr_ray.judge.direct import prefer, prompts_hash
 from lr_ray.judge.together import everything
 from lr_ray.llm.asker import Asker
 from lr_ray.llm.calls import Calls, Unusable
-from lr_ray.llm.messages import language, template
+from lr_ray.llm.messages import language
 from lr_ray.rows import Kind, Preferred, PreferredCall
 from lr_ray.runtime import Watch
 from lr_ray.store import Store
@@ -80,8 +78,7 @@ def orders(labels: list[dict[str, Any]]) -> list[tuple[int, int]]:
 
 def folder(store: Store) -> Store:
     """Where the calls and their answers lie: under a name that changes with the prompts."""
-    texts = "\0".join("\0".join(template(PACKAGE, KIND, lang)) for lang in ("en", "zh"))
-    return store.sub(f"direct-{hashlib.sha256(texts.encode()).hexdigest()[:8]}")
+    return store.sub(f"direct-{prompts_hash()[:8]}")
 
 
 def compare(config: Config, store: Store, items: Iterable[Item], watch: Watch, *, retry: bool) -> int:

@@ -227,11 +227,12 @@ def _kappas(cases: list[Case], other: Mapping[str, str] | None) -> Iterator[dict
 
 def _kappa(choices: list[tuple[Choice, Choice, Case]]) -> dict[str, Any]:
     known = [
-        (_place(one, case), _place(two, case))
+        (_place(one, case), _place(two, case), case.item.prompt_id)
         for one, two, case in choices
         if one is not None and two is not None
     ]
-    return {**kappa([one for one, _ in known], [two for _, two in known])}
+    one, two, prompts = ([each[i] for each in known] for i in range(3))
+    return {**kappa(one, two, prompts)}
 
 
 def _place(chosen: Choice, case: Case) -> Any:

@@ -19,12 +19,11 @@ from lr_ray.rows import Message
 SAMPLE = 20  # cases of a benchmark counted in full; the rest are taken to be alike
 WRITTEN = 100  # tokens of a grade with its analysis
 SENTENCE = 12  # words of an assumed statement
-MODELS = 2
 ONLY_FACTS = {"helpfulness": 0.0, "logicality": 0.0, "faithfulness": 1.0, "completeness": 0.0}
 
 
-def calls(config: Config, answer_tokens: int) -> dict[str, Used]:
-    """Of each kind of call how many, and their tokens, for both models.
+def calls(config: Config, answer_tokens: int, trainings: int = 1) -> dict[str, Used]:
+    """Of each kind of call how many, and their tokens, for the model before and that of each training.
 
     Raises:
         ValueError: a benchmark's file, see `sets`.
@@ -32,10 +31,14 @@ def calls(config: Config, answer_tokens: int) -> dict[str, Used]:
     measure = chunks.measure(config.judge.tokenizer)
     found: dict[str, Used] = {}
     for benchmark in config.evaluation.benchmarks:
+        if benchmark.kind == "ruler" and not sets.asks_of(benchmark):
+            continue  # its texts are made with the tokenizer of a model that may not be there yet
         cases = list(sets.cases(config, benchmark))
         counted = files.spread(cases, SAMPLE)
         for case in counted:
-            for kind, one in _of_case(config, benchmark, case, _answer(answer_tokens), measure).items():
+            for kind, one in _of_case(
+                config, benchmark, case, _answer(answer_tokens), measure, trainings
+            ).items():
                 found.setdefault(kind, Used()).add(one, len(cases) / len(counted))
     return found
 
@@ -47,9 +50,15 @@ def _answer(tokens: int) -> str:
 
 
 def _of_case(
-    config: Config, benchmark: Benchmark, case: Case, answer: str, measure: chunks.Measure
+    config: Config,
+    benchmark: Benchmark,
+    case: Case,
+    answer: str,
+    measure: chunks.Measure,
+    trainings: int,
 ) -> Mapping[str, Used]:
     context, n = str(case.prompt.get("context", "")), config.evaluation.n
+    answers = (trainings + 1) * n
     lang = language(context)
     found: dict[str, Used] = {}
 
@@ -60,15 +69,15 @@ def _of_case(
     turns = [case, case.then(answer)] if case.follow_up else [case]
     for turn in turns if sets.judged(case) else []:
         for reference in grading.references(turn):
-            add(grading.KINDS[turn.grade], grading.messages(turn, lang, answer, reference), MODELS * n)
+            add(grading.KINDS[turn.grade], grading.messages(turn, lang, answer, reference), answers)
     if case.against is not None:
-        add(direct.KIND, _pair(case, lang, [answer, case.against]), 2 * MODELS * n)
+        add(direct.KIND, _pair(case, lang, [answer, case.against]), 2 * answers)
     if benchmark.win_rate:
         shown = context if benchmark.win_rate == "document" else None
-        add(direct.KIND, _pair(case, lang, [answer, answer], shown), 2 * n)
+        add(direct.KIND, _pair(case, lang, [answer, answer], shown), 2 * trainings * n)
     if benchmark.facts or benchmark.kind == "facts":
         for kind, one in _facts(config, case, context, answer).items():
-            found.setdefault(kind, Used()).add(one, MODELS * n)
+            found.setdefault(kind, Used()).add(one, answers)
     return found
 
 

@@ -29,12 +29,13 @@ REQUESTS = {
 """Of the sets whose cases carry no question, in our own words."""
 LETTERS = "ABCD"
 FORM = "Explain briefly if you need to, then end with a line of its own: Answer: followed by the letter."
-# A statement of the final answer; a letter that merely occurs in the text is none.
-_OPEN, _CLOSE = r"[*_`\"'“(（\[\s]*", r"[*_`\"'”)）\].\s]*"
+# A statement of the final answer; a letter that merely occurs in the text is none. What stands between its
+# parts is bounded: unbounded runs of the same signs next to each other take time in their length's square.
+_OPEN, _CLOSE = r"[*_`\"'“(（\[\s]{0,20}", r"[*_`\"'”)）\].\s]{0,20}"
 _LETTER = r"([A-D])(?![A-Za-z0-9])"
 _STATED = re.compile(
-    r"(?:(?i:answer|choice|option)[*_]*\s*(?i:is|:|：)[*_]*\s*(?i:option\s*|choice\s*)?"
-    rf"|(?:答案|选项)\s*(?:是|为|应选|选|:|：)*){_OPEN}{_LETTER}"
+    r"(?:(?i:answer|choice|option)[*_]{0,8}\s{0,8}(?i:is|:|：)[*_]{0,8}\s{0,8}(?i:option\s{0,8}|choice\s{0,8})?"
+    rf"|(?:答案|选项)\s{{0,8}}(?:是|为|应选|选|:|：){{0,4}}){_OPEN}{_LETTER}"
     rf"(?:{_CLOSE}(?i:or|and|/|,|或|和|、){_OPEN}{_LETTER})?"
 )
 _ALONE = re.compile(r"[\s*_`\"'“”(（\[]*([A-D])(?![A-Za-z0-9])[\s*_`\"'“”)）\].:：]*")
@@ -45,7 +46,9 @@ def chat(benchmark: Benchmark) -> Iterator[Case]:
     """LongBench-Chat: `idx, prompt, query, answer`, and up to three scored example answers a case."""
     url = files.within(benchmark.path, "test_cases.json", "test_cases.jsonl")
     shots = url.rpartition("/")[0] + "/few_shots.json"
-    scored = files.parse(shots) if files.exists(shots) else []
+    if not files.exists(shots):
+        raise ValueError(f"{shots}: no such file; {CHAT_SOURCE}")
+    scored = files.parse(shots)
     if not isinstance(scored, list):
         raise ValueError(f"{shots}: a {type(scored).__name__}, not a JSON list")
     for row in files.spread(files.rows(url, CHAT_SOURCE), benchmark.limit):

@@ -69,8 +69,12 @@ def check(config: Config, taken: Set[str] = frozenset()) -> int:
 def asks(config: Config) -> bool:
     """Whether evaluating needs the judge's endpoint."""
     evaluation = config.evaluation
-    needed = (b.kind not in PLAIN or b.facts or b.win_rate for b in evaluation.benchmarks)
-    return bool(evaluation.prompts) or any(needed)
+    return bool(evaluation.prompts) or any(map(asks_of, evaluation.benchmarks))
+
+
+def asks_of(benchmark: Benchmark) -> bool:
+    """Whether one benchmark needs the judge's endpoint."""
+    return benchmark.kind not in PLAIN or benchmark.facts or bool(benchmark.win_rate)
 
 
 def judged(case: Case) -> bool:

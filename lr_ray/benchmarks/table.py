@@ -34,12 +34,22 @@ def _mean(grades: list[Given]) -> Point:
     return Point(value, about, sum(lengths) / len(lengths) if lengths else 0.0)
 
 
-def rows(kind: str, label: str, before: Sequence[Graded], after: Sequence[Graded]) -> list[Row]:
-    """The rows of one benchmark: the whole, then each group of cases."""
+def rows(
+    kind: str,
+    label: str,
+    before: Sequence[Graded],
+    after: Sequence[Graded],
+    sets: Mapping[str, str] | None = None,
+) -> list[Row]:
+    """The rows of one benchmark: the whole, then each group of cases.
+
+    `sets` has the data set of each of LongBench's cases, also of those without any grade (none: there are
+    no such cases).
+    """
     sides = (before, after)
     names = _names(sides)
     if kind == "longbench":
-        return _longbench(label, sides)
+        return _longbench(label, sides, sets or {row["unit"]: row["groups"][0] for s in sides for row in s})
     groups = [None, *_groups(sides)]
     table = [_row(label, group, name, sides) for name in names for group in groups]
     if any(g["metric"] == wins.WIN for row in before for g in row["grades"]):
@@ -60,8 +70,10 @@ def _groups(sides: Iterable[Sequence[Graded]]) -> list[str]:
 
 
 def _row(label: str, group: str | None, name: str, sides: Sequence[Sequence[Graded]]) -> Row:
-    kept = ([row for row in side if group is None or group in row["groups"]] for side in sides)
-    before, after = (points(rows, name) for rows in kept)
+    kept = [[row for row in side if group is None or group in row["groups"]] for side in sides]
+    # Turns are told apart: one that has a grade on one side only would be compared with the other turn.
+    one, two = ({row["prompt_id"] for row in rows if points([row], name)} for rows in kept)
+    before, after = (points((r for r in rows if r["prompt_id"] in one & two), name) for rows in kept)
     return _named(label, group, name, intervals.paired(before, after))
 
 
@@ -70,10 +82,9 @@ def _named(label: str, group: str | None, name: str, comparison: Any) -> Row:
     return {"metric": f"{of}: {name}", "benchmark": label, "group": group, **comparison}
 
 
-def _longbench(label: str, sides: Sequence[Sequence[Graded]]) -> list[Row]:
+def _longbench(label: str, sides: Sequence[Sequence[Graded]], sets: Mapping[str, str]) -> list[Row]:
     """Macro means over the sets of each class and of all, then each set."""
     before, after = (points(side, "score") for side in sides)
-    sets = {row["unit"]: row["groups"][0] for side in sides for row in side}
     table = [_named(label, None, "score", intervals.paired(before, after, sets))]
     for name in dict.fromkeys(SETS[one] for one in sets.values()):
         members = {unit: one for unit, one in sets.items() if SETS[one] == name}

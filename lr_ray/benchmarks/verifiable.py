@@ -2,6 +2,8 @@
 
 Where the published checker leans on a trained model, this one has plainer means: sentences end at . ! ? and
 their like except after common abbreviations, and languages are told apart by py3langid.
+
+Texts are what models wrote: each rule takes time in proportion to a text's length, whatever it holds.
 """
 
 import json
@@ -19,6 +21,7 @@ _ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:mr|mrs|ms|dr|prof|sr|jr|st|vs|etc|no|inc|ltd|co|fig|approx|e\.g|i\.e|a\.m|p\.m|[a-z])\.$",
     re.IGNORECASE,
 )
+_ABBREVIATED = 16  # characters of an end that tell whether it is an abbreviation
 _CONSTRAINED = ("my answer is yes.", "my answer is no.", "my answer is maybe.")
 
 
@@ -76,13 +79,13 @@ def words(text: str) -> list[str]:
 
 def sentences(text: str) -> list[str]:
     """The sentences of a text; an abbreviation ends none."""
-    found: list[str] = []
+    found: list[list[str]] = []
     for part in filter(None, map(str.strip, _SENTENCE_END.split(text))):
-        if found and _ABBREVIATION.search(found[-1]):
-            found[-1] = f"{found[-1]} {part}"
+        if found and _ABBREVIATION.search(f" {found[-1][-1]}"[-_ABBREVIATED:]):
+            found[-1].append(part)
         elif re.search(r"\w", part):
-            found.append(part)
-    return found
+            found.append([part])
+    return [" ".join(parts) for parts in found]
 
 
 def language(text: str) -> str:
@@ -155,7 +158,7 @@ def _first_word(text: str, given: Mapping[str, Any]) -> bool:
 
 @_rule("detectable_content:number_placeholders")
 def _placeholders(text: str, given: Mapping[str, Any]) -> bool:
-    return len(re.findall(r"\[[^\n\]]*\]", text)) >= given["num_placeholders"]
+    return len(re.findall(r"\[[^\n\[\]]*\]", text)) >= given["num_placeholders"]
 
 
 @_rule("detectable_content:postscript")
@@ -169,7 +172,7 @@ def _postscript(text: str, given: Mapping[str, Any]) -> bool:
 
 @_rule("detectable_format:number_bullet_lists")
 def _bullets(text: str, given: Mapping[str, Any]) -> bool:
-    return len(re.findall(r"^\s*(?:\*(?!\*)|-).*$", text, re.MULTILINE)) == given["num_bullets"]
+    return len(re.findall(r"^[^\S\n]*(?:\*(?!\*)|-).*$", text, re.MULTILINE)) == given["num_bullets"]
 
 
 @_rule("detectable_format:constrained_response")
@@ -193,7 +196,7 @@ def _sections(text: str, given: Mapping[str, Any]) -> bool:
 
 @_rule("detectable_format:json_format")
 def _json(text: str, given: Mapping[str, Any]) -> bool:
-    bare = re.sub(r"^```(?:json)?\s*|\s*```$", "", text.strip(), flags=re.IGNORECASE)
+    bare = re.sub(r"^```(?:json)?", "", text.strip(), flags=re.IGNORECASE).removesuffix("```").strip()
     try:
         json.loads(bare)
     except (ValueError, RecursionError):
@@ -203,7 +206,13 @@ def _json(text: str, given: Mapping[str, Any]) -> bool:
 
 @_rule("detectable_format:title")
 def _title(text: str, given: Mapping[str, Any]) -> bool:
-    return any(title.strip("<> ") for title in re.findall(r"<<([^\n]+?)>>", text))
+    for line in text.split("\n"):
+        start = line.find("<<")
+        while start >= 0 and (end := line.find(">>", start + 3)) >= 0:
+            if line[start + 2 : end].strip("<> "):
+                return True
+            start = line.find("<<", end + 2)
+    return False
 
 
 @_rule("combination:two_responses")

@@ -10,10 +10,11 @@ not done again.
 """
 
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from lr_ray import metrics, rewards, runtime
+from lr_ray import evaluation, metrics, rewards, runtime
 from lr_ray.compare.entries import Entry, against, entries, names
 from lr_ray.compare.result import LENGTH, RESULT, Score, gathered, measured, show, written
 from lr_ray.config import Config
@@ -21,10 +22,11 @@ from lr_ray.llm import shared
 from lr_ray.pipeline import Run
 from lr_ray.preflight import Found, check, claim
 from lr_ray.progress import say
+from lr_ray.retry import waiting
 from lr_ray.runtime import Watch
 from lr_ray.store import Store
 
-__all__ = ["LENGTH", "Score", "checked", "execute", "gathered", "measured", "show", "written"]
+__all__ = ["LENGTH", "Score", "checked", "execute", "gathered", "measured", "retry", "show", "written"]
 
 STAGES = ("sample", "judge", "evaluate")
 LEARNED_FROM = "learned_from.json"
@@ -50,12 +52,7 @@ def execute(config: Config) -> tuple[int, dict[str, Any]]:
     base = Store(config.run_dir)
     with base.claimed():
         claim(config, STAGES)
-        runtime.start()
-        with ExitStack() as ending:
-            watch = ending.enter_context(
-                runtime.watch(config.judge.prices, metrics.run_label(config.run_dir))
-            )
-            ending.callback(shared.release)
+        with _watched(config) as watch:
             run = Run(config, watch, found)
             run.sample_and_judge()
             if run.nothing_left:
@@ -66,6 +63,56 @@ def execute(config: Config) -> tuple[int, dict[str, Any]]:
         result = written(config)
     say(f"compare: {base.url}/{RESULT}")
     return failed + sum(seed["failed"] for one in result["runs"] for seed in one["seeds"]), result
+
+
+def retry(config: Config) -> int:
+    """Take up again what failed for good in the runs of a comparison, and write `compare.json` anew.
+
+    What the runs share is the pipeline's to take up.
+
+    Returns:
+        How many rows failed again.
+
+    Raises:
+        ValueError, Stopped: as `execute`.
+    """
+    base = Store(config.run_dir)
+    lost = [entry for entry in entries(config) if _lost(entry, base)]
+    if not lost:
+        return 0
+    found = checked(config)[1]._replace(prompts=[])
+    failed = 0
+    with base.claimed():
+        claim(config, STAGES)
+        with _watched(config) as watch:
+            for entry in lost:
+                say(f"retry-failed: {entry.folder}")
+                run = Run(entry.config, watch, found, entry.store(base))
+                run.retry_failed()
+                failed += run.failed
+        written(config)
+    return failed
+
+
+def _lost(entry: Entry, base: Store) -> bool:
+    """Whether the entry misses rewards, or rows of its evaluation."""
+    store, config = entry.store(base), entry.config
+    if rewards.lost(config, base) and not store.exists("checkpoints"):
+        return True
+    if not store.exists("evaluation.json"):
+        return False
+    sides = evaluation.sides(config, store, base)
+    return evaluation.lost(config, store, base) or any(waiting(one, there) for _, one, there in sides)
+
+
+@contextmanager
+def _watched(config: Config) -> Iterator[Watch]:
+    """Ray, and the run's display and counts."""
+    runtime.start()
+    with ExitStack() as ending:
+        watch = ending.enter_context(runtime.watch(config.judge.prices, metrics.run_label(config.run_dir)))
+        ending.callback(shared.release)
+        yield watch
 
 
 def checked(config: Config) -> tuple[list[Entry], Found]:

@@ -121,11 +121,16 @@ def show(result: Mapping[str, Any]) -> None:
     for row in result["table"]:
         if row["metric"] != last:
             shown.add_section()
-            shown.add_row(row["metric"], "before", "", _number(row["before"]["before"]))
+            shown.add_row(_shown(row["metric"]), "before", "", _number(row["before"]["before"]))
         last = row["metric"]
         texts = (table.difference(row[key]) for key in ("before", "against"))
         shown.add_row("", row["run"], pairs[row["run"]], _number(row["mean"]), *texts)
-    Console().print(shown)
+    Console(markup=False, emoji=False).print(shown)
+
+
+def _shown(name: str) -> str:
+    """A name from the data without what a terminal would obey."""
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in name)
 
 
 def _counts(seeds: list[dict[str, Any]]) -> str:

@@ -1,9 +1,12 @@
 """Every knob of a run, in one frozen tree.
 
-A config is one YAML file plus ``section.key=value`` overrides. Unknown keys are refused; each field's
+A config is a YAML file plus ``section.key=value`` overrides. Unknown keys are refused; each field's
 docstring is its documentation. Options of vLLM, DeepSpeed and the judge endpoint pass through under
 their upstream names in ``sampling.engine``, ``training.deepspeed`` and ``judge.parameters``.
 Secrets never stand in a config: only the *name* of the environment variable that holds the key does.
+
+A file may be laid over others: ``base: [OTHER.yaml, …]``, relative to its folder. Sections are merged, later
+files and the file itself win, and everything that is no section (a list, a number) is replaced.
 """
 
 import os
@@ -20,6 +23,7 @@ from lr_ray.config.evaluation import Benchmark, Evaluation
 from lr_ray.config.judge import DIMENSIONS, Judge, Prices, Repeats, Retrieval, Serving, Weights
 from lr_ray.config.rewards import Contrast, Direct, Rewards, Srm
 from lr_ray.config.section import Data, Log, Pairs, Sampling, Section
+from lr_ray.config.suppose import Suppose
 from lr_ray.config.synthesis import Synthesis
 from lr_ray.config.training import Mix, Training
 
@@ -44,6 +48,7 @@ __all__ = [
     "Sampling",
     "Serving",
     "Srm",
+    "Suppose",
     "Synthesis",
     "Training",
     "Weights",
@@ -80,6 +85,8 @@ class Config(Section):
     """Before and after on held-out prompts and benchmarks."""
     agreement: Agreement = Agreement()
     """How far the judge agrees with labelled pairs, for `lr-ray agreement`."""
+    suppose: Suppose = Suppose()
+    """What `lr-ray plan` counts with while data and model are not there."""
     log: Log = Log()
     """What actors log, for whoever looks for the cause of something."""
 
@@ -92,16 +99,7 @@ def load(path: str, overrides: list[str] | None = None) -> Config:
     Raises:
         ValueError: one sentence naming the file and the key.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot read the config: {error.strerror}") from error
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path}: a config is a mapping of sections, this is a {type(tree).__name__}")
+    tree = _tree(path)
     for override in overrides or []:
         _apply(tree, override)
     try:
@@ -112,6 +110,41 @@ def load(path: str, overrides: list[str] | None = None) -> Config:
         what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise ValueError(f"{path}: {key}: {what}{more}") from error
+
+
+def _tree(path: str, over: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file at `path`, which the files `over` are laid over, on its own bases."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read the config: {error.strerror}") from error
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: a config is a mapping of sections, this is a {type(tree).__name__}")
+    bases = tree.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
+        raise ValueError(f"{path}: base: expected the name of a config file, or a list of them")
+    over = (*over, Path(path).resolve())
+    below: dict[str, Any] = {}
+    for name in bases:
+        base = Path(path).parent / name
+        if base.resolve() in over:
+            raise ValueError(f"{path}: base: {name} is laid over this file itself")
+        below = _over(below, _tree(str(base), over))
+    return _over(below, tree)
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`."""
+    merged = dict(below)
+    for key, value in above.items():
+        there = merged.get(key)
+        merged[key] = _over(there, value) if isinstance(there, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

@@ -3,11 +3,13 @@
 What LongReward is compared with: no statements, no extracts, the document and both answers in one request.
 """
 
+import hashlib
+
 from lr_ray.judge.answers import PREFERENCE, Preference
 from lr_ray.judge.core import Asks
 from lr_ray.judge.requests import PACKAGE
 from lr_ray.llm.calls import Call
-from lr_ray.llm.messages import Block, compose
+from lr_ray.llm.messages import Block, compose, template
 
 KIND = "direct"
 
@@ -44,3 +46,9 @@ async def prefer(  # noqa: PLR0913 - all but the texts have a name in the call
     return await asks.ask(
         Call(KIND, messages, PREFERENCE, Preference, candidate, index or sample, sample=sample)
     )
+
+
+def prompts_hash() -> str:
+    """A hash of the call's prompts, which its answers depend on as they do on the model."""
+    texts = "\0".join("\0".join(template(PACKAGE, KIND, lang)) for lang in ("en", "zh"))
+    return hashlib.sha256(texts.encode()).hexdigest()

@@ -11,6 +11,7 @@ import json
 import re
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, TypeVar
@@ -20,10 +21,11 @@ import orjson
 from pydantic import BaseModel
 
 from lr_ray.config import Judge
-from lr_ray.judge import chunks, core
+from lr_ray.judge import chunks, core, direct
 from lr_ray.judge.answers import ITEMS, TEXT_CHARS, Verdicts
 from lr_ray.judge.chunks import Measure
 from lr_ray.llm.calls import EMBEDDINGS_A_CALL, Call, Vectors
+from lr_ray.llm.messages import language
 from lr_ray.llm.usage import Used
 from lr_ray.rows import Sampled, no_usage
 
@@ -47,6 +49,29 @@ def of_row(row: Sampled, settings: Judge, cached: set[int] | None = None) -> dic
     embed = asks.embed if settings.retrieval.embedding_model else None
     asyncio.run(core.judge_row(row, asks, settings, embed))
     return dict(asks.used)
+
+
+def of_couples(
+    row: Sampled,
+    couples: Iterable[tuple[str, str]],
+    settings: Judge,
+    cached: set[int] | None = None,
+    *,
+    context: bool,
+) -> Used:
+    """Calls and tokens that asking outright about each couple of answers to `row`, in its order, would take.
+
+    With `context` the document is shown; `cached` is as in `of_row`.
+    """
+    asks, lang = _Assumed(row, settings, cached), language(row["context"])
+    shown = row["context"] if context else None
+
+    async def ask() -> None:
+        for first, second in couples:
+            await direct.prefer(asks, row["question"], first, second, lang=lang, context=shown)
+
+    asyncio.run(ask())
+    return asks.used[direct.KIND]
 
 
 def sentences(text: str) -> list[str]:
@@ -139,6 +164,8 @@ class _Assumed:
             text = call.messages[-1]["content"]
             answer = {"facts": [text[: max(1, round(len(text) * FACTS_SHARE))][: TEXT_CHARS - 1]]}
             return answer, self._json(answer)
+        if call.name == direct.KIND:
+            return {"analysis": "", "winner": "tie"}, round(self._example(call))
         if call.name != "support":
             return {"analysis": "", "score": 5}, round(self._example(call))
         verdict = {"analysis": "", "verdict": "full"}

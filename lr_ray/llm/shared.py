@@ -5,6 +5,7 @@ learns again from what the judge actors hold.
 """
 
 import hashlib
+import json
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -81,13 +82,19 @@ def shown(bureau: Bureau) -> dict[metrics.Key, float]:
 
 
 def keeper(config: Config, already: float = 0.0) -> Any:
-    """The handle of the run's keeper, from the driver; `already` is money that was spent before."""
+    """The handle of the run's keeper, from the driver; `already` is money that was spent before.
+
+    Stages at other endpoints have other limits: theirs begins when the one before has ended.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # Beside the driver: elsewhere it could be cut off together with judge actors, and let them go on paying.
     beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    name = f"lr-ray-governor-{hashlib.sha256(config.run_dir.encode()).hexdigest()[:16]}"
+    whose = json.dumps([config.run_dir, config.judge.base_url])
+    name = f"lr-ray-governor-{hashlib.sha256(whose.encode()).hexdigest()[:16]}"
+    if name not in _kept:
+        release()
     options: dict[str, Any] = {"name": name, "get_if_exists": True, "num_cpus": 0, "max_restarts": -1}
     options["scheduling_strategy"] = beside
     run = metrics.run_label(config.run_dir)

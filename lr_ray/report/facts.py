@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from lr_ray import config
+from lr_ray.report import shapes
 from lr_ray.store import Store
 
 EXAMPLES = 20
@@ -118,6 +119,9 @@ class Gathered:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     unreadable_metrics: int = 0
     evaluation: dict[str, Any] | None = None
+    compared: shapes.Compared | None = None
+    agreement: shapes.Agreement | None = None
+    synthesis: shapes.Synthesis | None = None
     timing: dict[str, float] = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
 
@@ -128,10 +132,14 @@ def gather(store: Store, examples: int = EXAMPLES, seed: int = 0) -> Gathered:
     Raises:
         ValueError: a file of the run is not what it should be; names the file.
     """
-    found = Gathered(store.url.rsplit("/", 1)[-1])
+    found = Gathered(store.url.partition("?")[0].rsplit("/", 1)[-1])
     _settings(store, found)
     found.audit = _json(store, "pairs.json")
-    found.evaluation = _json(store, "evaluation.json")
+    if (evaluation := shapes.read(store, "evaluation.json", shapes.Evaluation)) is not None:
+        found.evaluation = evaluation.model_dump(exclude_unset=True)
+    found.compared = shapes.read(store, "compare.json", shapes.Compared)
+    found.agreement = shapes.read(store, "agreement.json", shapes.Agreement)
+    found.synthesis = shapes.read(store, "synthesis.json", shapes.Synthesis)
     found.timing = {str(k): float(v) for k, v in (_json(store, "timing.json") or {}).items()}
     found.metrics, found.unreadable_metrics = _metrics(store)
     for row in store.rows("failed"):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup
 
 from lr_ray.report.facts import Spread, octave
+from lr_ray.report.visible import visible
 
 Points = list[tuple[float, float]]
 _MOST_POINTS = 300
@@ -18,21 +19,26 @@ def svg(width: float, height: float, title: str, parts: Sequence[Markup], cls: s
     """An SVG of the given size in its own units, which the page scales; `title` is its text form."""
     stretch = Markup(' preserveAspectRatio="none"') if cls == "meter" else ""
     head = Markup('<svg class="{}" viewBox="0 0 {:g} {:g}"{} role="img"><title>{}</title>')
-    return head.format(cls, width, height, stretch, title) + Markup("").join(parts) + Markup("</svg>")
-
-
-def _text(x: float, y: float, text: str, anchor: str = "middle", cls: str = "tick") -> Markup:
-    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
-        cls, x, y, anchor, text
+    return (
+        head.format(cls, width, height, stretch, visible(title)) + Markup("").join(parts) + Markup("</svg>")
     )
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, cls: str) -> Markup:
+def text(x: float, y: float, words: str, anchor: str = "middle", cls: str = "tick") -> Markup:
+    """Text at a place, escaped; what a page would not show is made visible."""
+    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
+        cls, x, y, anchor, visible(words)
+    )
+
+
+def line(x1: float, y1: float, x2: float, y2: float, cls: str) -> Markup:
+    """A straight line."""
     drawn = Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>')
     return drawn.format(cls, x1, y1, x2, y2)
 
 
-def _path(points: Points, cls: str) -> Markup:
+def path(points: Points, cls: str) -> Markup:
+    """Lines from point to point."""
     drawn = "M" + " L".join(f"{x:.1f} {y:.1f}" for x, y in points)
     return Markup('<path class="{}" d="{}"/>').format(cls, drawn)
 
@@ -71,14 +77,14 @@ def _histogram(
         points: Points = [(left, base)]
         for i, high in enumerate(heights):
             points += [(left + i * step, base - high), (left + (i + 1) * step, base - high)]
-        parts.append(_path([*points, (width - left, base)], f"line {name}"))
+        parts.append(path([*points, (width - left, base)], f"line {name}"))
     for name, spread in shown.items():
         assert spread.mean is not None
         x = left + place(spread.mean) * step
         mark = Markup('<path class="mean {}" d="M{:.1f} {:.1f} l-4 7 h8 z"/>')
         parts.append(mark.format(name, x, base + 1))
-    parts.append(_line(left, base, width - left, base, "axis"))
-    parts += [_text(left + at * step, base + 21, label) for at, label in labels.items()]
+    parts.append(line(left, base, width - left, base, "axis"))
+    parts += [text(left + at * step, base + 21, label) for at, label in labels.items()]
     means = ", ".join(f"{name} mean {spread.mean:.2f}" for name, spread in shown.items())
     return svg(width, height, f"{title}: {means}", parts)
 
@@ -90,8 +96,8 @@ def interval(low: float, middle: float, high: float, limit: float, title: str) -
     x0, x1, x2 = (width / 2 + value * scale for value in (low, middle, high))
     side = "up" if low > 0 else "down" if high < 0 else "open"
     parts = [
-        _line(width / 2, 0, width / 2, height, "axis"),
-        _line(x0, height / 2, x2, height / 2, f"whisker {side}"),
+        line(width / 2, 0, width / 2, height, "axis"),
+        line(x0, height / 2, x2, height / 2, f"whisker {side}"),
         Markup('<circle class="dot {}" cx="{:.1f}" cy="{:g}" r="4.5"/>').format(side, x1, height / 2),
     ]
     return svg(width, height, title, parts, "interval")
@@ -109,8 +115,8 @@ def curves(series: dict[str, Points], title: str) -> Markup:
     width, height, left, right, top, base = 340.0, 190.0, 50.0, 8.0, 10.0, 162.0
     xs = [x for points in series.values() for x, _ in points]
     ys = [y for points in series.values() for _, y in points]
-    ticks = _ticks(min(ys), max(ys))
-    low, high = min(ticks[0], *ys), max(ticks[-1], *ys)
+    grid = ticks(min(ys), max(ys))
+    low, high = min(grid[0], *ys), max(grid[-1], *ys)
     first, last = min(xs), max(xs)
 
     def place(points: Points) -> Points:
@@ -121,19 +127,19 @@ def curves(series: dict[str, Points], title: str) -> Markup:
         ]
 
     parts: list[Markup] = []
-    for tick in ticks:
+    for tick in grid:
         y = place([(first, tick)])[0][1]
-        parts += [_line(left, y, width - right, y, "grid"), _text(left - 6, y + 4, f"{tick:g}", "end")]
+        parts += [line(left, y, width - right, y, "grid"), text(left - 6, y + 4, f"{tick:g}", "end")]
     parts += [
-        _text(left, base + 18, f"{first:,.0f}", "start"),
-        _text((left + width - right) / 2, base + 18, "step"),
-        _text(width - right, base + 18, f"{last:,.0f}", "end"),
+        text(left, base + 18, f"{first:,.0f}", "start"),
+        text((left + width - right) / 2, base + 18, "step"),
+        text(width - right, base + 18, f"{last:,.0f}", "end"),
     ]
     for hue, points in zip(("chosen", "rejected"), series.values(), strict=False):
         raw = _thin(points)
         smooth = _smooth(raw)
-        parts.append(_path(place(raw), f"line {hue}{' faint' if smooth else ''}"))
-        parts += [_path(place(smooth), f"line {hue}")] if smooth else []
+        parts.append(path(place(raw), f"line {hue}{' faint' if smooth else ''}"))
+        parts += [path(place(smooth), f"line {hue}")] if smooth else []
         if len(raw) == 1:
             dot = Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3"/>')
             parts.append(dot.format(hue, *place(raw)[0]))
@@ -141,7 +147,7 @@ def curves(series: dict[str, Points], title: str) -> Markup:
     return svg(width, height, f"{title}: {ends}", parts)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Three to six round numbers that span low to high."""
     if high - low < 1e-12 * max(abs(low), abs(high), 1e-300):
         return [low]

@@ -1,12 +1,14 @@
 """The report in words: verdict, headline figures, and how a value becomes text on the page."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
 
 from lr_ray import config, meter
 from lr_ray.report.facts import Gathered
+from lr_ray.report.visible import visible
 
 VERDICTS = {
     "full": ("✓", "supported"),
@@ -15,19 +17,6 @@ VERDICTS = {
     None: ("?", "unscored"),
 }
 
-# Shown by their names: control characters, characters that reorder the text around them (which would let
-# an answer look like something else), lone surrogates. Marks that only set a direction stay.
-_CONTROLS = [
-    *range(9),
-    11,
-    12,
-    *range(14, 32),
-    *range(0x7F, 0xA0),
-    *range(0x202A, 0x202F),
-    *range(0x2066, 0x206A),
-]
-_VISIBLE = {code: f"⟨U+{code:04X}⟩" for code in [*_CONTROLS, *range(0xD800, 0xE000)]}
-
 
 def finalize(value: Any) -> Any:
     """What Jinja prints for a value: None and NaN as a dash, odd characters visible; escaping comes after."""
@@ -35,7 +24,7 @@ def finalize(value: Any) -> Any:
         return value
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
-    return value.translate(_VISIBLE) if isinstance(value, str) else value
+    return visible(value) if isinstance(value, str) else value
 
 
 def clip(text: str, head: int, tail: int = 0) -> Markup:
@@ -43,15 +32,15 @@ def clip(text: str, head: int, tail: int = 0) -> Markup:
     text = text.strip("\n")
     hidden = len(text) - head - tail
     if hidden <= 0:
-        return Markup("{}").format(text.translate(_VISIBLE))
+        return Markup("{}").format(visible(text))
     gap = Markup('<span class="cut">… {:,} characters not shown …</span>').format(hidden)
     end = text[len(text) - tail :] if tail else ""
-    return Markup("{}{}{}").format(text[:head].translate(_VISIBLE), gap, end.translate(_VISIBLE))
+    return Markup("{}{}{}").format(visible(text[:head]), gap, visible(end))
 
 
 def number(value: float | None, digits: int = 2) -> str:
     """A figure with `digits` decimals; a dash for one that is missing."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
+    return "–" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}".replace("-", "−")
 
 
 def whole(value: float | None) -> str:
@@ -66,21 +55,51 @@ def signed(value: float | None, digits: int = 2) -> str:
     return f"{value:+,.{digits}f}".replace("-", "−")
 
 
+def ends(low: float | None, high: float | None, digits: int, *, sign: bool = True) -> str:
+    """An interval of differences, or of values without a sign; nothing where there is none."""
+    if low is None or high is None:
+        return ""
+    write = signed if sign else number
+    return f"{write(low, digits)} … {write(high, digits)}"
+
+
+def share(value: float | None) -> str:
+    """A share from 0 to 1 in percent."""
+    return "–" if value is None else f"{100 * value:.1f}%"
+
+
+def share_ends(low: float | None, high: float | None) -> str:
+    """The interval of a share; nothing where there is none."""
+    return "" if low is None or high is None else f"{100 * low:.1f} … {100 * high:.1f}%"
+
+
+def clipped(text: str, most: int = 80) -> str:
+    """`text` in at most so many characters, for where what is cut off is not worth counting."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def some(names: Sequence[str], most: int = 8) -> str:
+    """The first names of a list, and how many more there are."""
+    listed = ", ".join(clipped(name, 64) for name in names[:most])
+    return listed if len(names) <= most else f"{listed} and {len(names) - most} more"
+
+
 def percent(part: float, of: float) -> str:
     """A share; a dash of nothing."""
     return f"{100 * part / of:.0f}%" if of else "–"
 
 
-def verdict(found: Gathered) -> list[str]:
-    """One paragraph, as sentences, that claims no more than the intervals do."""
+def verdict(found: Gathered, more: Sequence[str] = ()) -> list[str]:
+    """One paragraph, as sentences, that claims no more than the intervals do; `more` of other sections."""
     said = []
-    rows = {row["metric"]: row for row in (found.evaluation or {}).get("table", [])}
+    table = (found.evaluation or {}).get("table", [])
+    rows = {row["metric"]: row for row in table if "benchmark" not in row}
+    entire = (row for row in table if "benchmark" in row and not row.get("group"))
+    tested = {row["metric"].replace(": ", " "): row for row in entire}
     if "reward" in rows:
         said.append(_reward(rows.pop("reward")))
-        told = [
-            text for text in (_movement(rows, "up"), _movement(rows, "down"), _movement(rows, "open")) if text
-        ]
-        said.append(f"{'; '.join(told)}.".capitalize() if told else "")
+        said.append(_movements(rows))
+    said.append(_movements(tested, "benchmarks "))
     scored = found.spreads["reward"]["all"]
     if found.prompts:
         answers = (
@@ -92,6 +111,7 @@ def verdict(found: Gathered) -> list[str]:
         gap = (found.spreads["reward"]["chosen"].mean or 0) - (found.spreads["reward"]["rejected"].mean or 0)
         said.append(f"{meter.number(found.pairs, 'preference pair')}, {gap:.2f} points apart on average.")
     said.append(_noise(found))
+    said += more
     if found.failed.total:
         said.append(f"{meter.number(found.failed.total, 'prompt')} failed for good; the reasons stand below.")
     return [text for text in said if text] or ["This run directory holds no results yet."]
@@ -130,10 +150,16 @@ def _direction(row: dict[str, Any]) -> str:
     return "up" if row["low"] > 0 else "down" if row["high"] < 0 else "open"
 
 
+def _movements(rows: dict[str, dict[str, Any]], what: str = "") -> str:
+    told = [text for text in (_movement(rows, way) for way in ("up", "down", "open")) if text]
+    text = f"{what}{'; '.join(told)}."
+    return text[0].upper() + text[1:] if told else ""
+
+
 def _movement(rows: dict[str, dict[str, Any]], direction: str) -> str:
     names = [name.replace("_", " ") for name, row in rows.items() if _direction(row) == direction]
     label = {"up": "clearly up", "down": "clearly down", "open": "not clearly moved"}[direction]
-    return f"{label}: {', '.join(names)}" if names else ""
+    return f"{label}: {some(names)}" if names else ""
 
 
 def tiles(found: Gathered) -> list[dict[str, str]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from lr_ray.config import Config
 from lr_ray.judge.reward import reward
+from lr_ray.retry import settle
 from lr_ray.rewards import contrast, direct, srm
 from lr_ray.rows import Judged
 from lr_ray.runtime import Watch
@@ -47,7 +48,7 @@ def check(config: Config) -> None:
     elif name == "contrast":
         contrast.answers(config.rewards.contrast)
     elif name == "direct":
-        direct.check(config)
+        direct.check(config, folder(config, Store(config.run_dir)))
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -72,8 +73,17 @@ def folder(config: Config, store: Store) -> Store:
     return store.sub(FOLDER, f"{config.pairs.reward}-{digest}")
 
 
-def make(config: Config, store: Store, watch: Watch) -> int:
-    """Make what `pairs.reward` needs for the judged rows in `store` and does not have yet.
+def lost(config: Config, store: Store) -> int:
+    """How many rows of the reward of `pairs.reward` have failed for good."""
+    if config.pairs.reward not in MADE:
+        return 0
+    there = folder(config, store)
+    return len(there.index("failed").keys() - there.index("rewarded").keys())
+
+
+def make(config: Config, store: Store, watch: Watch, *, retry: bool = False) -> int:
+    """Make what `pairs.reward` needs for the judged rows in `store` and does not have yet; with `retry`,
+    take up again what failed.
 
     Returns:
         Rows that failed for good.
@@ -86,7 +96,11 @@ def make(config: Config, store: Store, watch: Watch) -> int:
         return 0
     there = folder(config, store)
     there.write(json.dumps(settings(config), indent=2).encode(), "settings.json")
-    return work(config, store, there, watch)
+    before = there.files("failed")
+    try:
+        return work(config, store, there, watch, retry=retry)
+    finally:
+        settle(there, before, there.index("rewarded").keys())
 
 
 def rewarder(config: Config, store: Store) -> Callable[[Judged], Rewarded]:

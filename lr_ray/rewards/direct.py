@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from lr_ray.asking import ask_rows
 from lr_ray.config import Config
-from lr_ray.judge.direct import prefer
+from lr_ray.judge.direct import prefer, prompts_hash
 from lr_ray.llm.asker import Asker
 from lr_ray.llm.calls import Calls, Unusable
 from lr_ray.llm.messages import language
@@ -17,6 +17,7 @@ from lr_ray.store import Store
 
 NOT_ASKED = "not compared"
 TIE = 0.5
+ASKED_WITH = "prompts.sha256"
 
 
 class Comparer(Asker):
@@ -60,23 +61,30 @@ def _rewarded(row: Judged, given: dict[int, float], reason: str | None) -> Rewar
     return {"prompt_id": row["prompt_id"], "candidates": candidates}
 
 
-def check(config: Config) -> None:
-    """Refuse an endpoint that cannot be asked.
+def check(config: Config, there: Store) -> None:
+    """Refuse an endpoint that cannot be asked, and answers in `there` to other prompts.
 
     Raises:
         ValueError: in one sentence.
     """
     from lr_ray.llm import client
 
+    if there.read(ASKED_WITH) not in (None, prompts_hash().encode()) and there.files(Comparer.makes):
+        raise ValueError(
+            f"{there.url} was asked with the prompts of another version of lr-ray: use another run_dir, "
+            "or that version"
+        )
     client.check(_with_endpoint(config))
 
 
-def compare(config: Config, store: Store, there: Store, watch: Watch) -> int:
+def compare(config: Config, store: Store, there: Store, watch: Watch, *, retry: bool = False) -> int:
     """Ask about every judged row of `store`, into `there`; rows that failed for good."""
+    there.write(prompts_hash().encode(), ASKED_WITH)
     items = ((one, place) for one, place in judged(store).items())
     loading: Any = functools.partial(load, store=store)
     config = _with_endpoint(config)
-    return ask_rows(config, there, items, Comparer, watch, load=loading, name="direct comparisons")["failed"]
+    name = "direct comparisons"
+    return ask_rows(config, there, items, Comparer, watch, load=loading, name=name, retry=retry)["failed"]
 
 
 def _with_endpoint(config: Config) -> Config:

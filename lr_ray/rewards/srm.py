@@ -146,7 +146,7 @@ def rated(row: Judged, model: RewardModel) -> list[RewardedCandidate]:
     ]
 
 
-def score(config: Config, store: Store, there: Store, watch: Watch) -> int:
+def score(config: Config, store: Store, there: Store, watch: Watch, *, retry: bool = False) -> int:
     """Rate the candidates of every judged row of `store`, into `there`. No row fails."""
     import ray.data
 

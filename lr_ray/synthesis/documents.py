@@ -60,14 +60,17 @@ def files(patterns: list[str]) -> Files:
     """The files of documents behind paths, globs and folders (with all below them), each once.
 
     Raises:
-        ValueError: nothing is named, or a pattern without a file of a known kind.
+        ValueError: nothing is named, a pattern without a file of a known kind, or a name that is not UTF-8.
     """
     if not patterns:
         raise ValueError("synthesis.documents is not set: name files or folders of documents")
     found: dict[str, File] = {}
     others = 0
     for pattern in patterns:
-        there = list(_behind(pattern))
+        try:
+            there = list(_behind(pattern))
+        except UnicodeDecodeError as error:  # pyarrow cannot say which file it is
+            raise ValueError(f"{pattern}: a file there has a name that is not UTF-8") from error
         known = [file for file in there if _kind(file.name)]
         if not known:
             kinds = ", ".join(KINDS)

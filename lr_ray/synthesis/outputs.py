@@ -44,7 +44,8 @@ def write(config: Config, store: Store, documents: Summary, contexts: Summary) -
         rules["prompt_template"] = config.data.prompt_template
     counts = {"documents": documents, "contexts": contexts}
     before = json.loads(store.read(SUMMARY) or b"{}")
-    if before and all(before.get(key) == value for key, value in {**counts, "rules": rules}.items()):
+    there = all(map(store.exists, [PROMPTS, *[SFT] * config.synthesis.sft]))
+    if there and all(before.get(key) == value for key, value in {**counts, "rules": rules}.items()):
         return before, False
     rows = _Rows(store, where)
     twins = _twins(rows, config.synthesis.duplicate)

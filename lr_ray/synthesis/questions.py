@@ -5,7 +5,6 @@ anyway?) and with all of it (is there an answer, and the writer's?); the answer 
 the one that is kept. What falls through a check is kept with its reason, and so is what was not needed.
 """
 
-import asyncio
 import random
 from collections.abc import Awaitable
 from typing import Protocol, TypeVar
@@ -13,6 +12,7 @@ from typing import Protocol, TypeVar
 from pydantic import BaseModel
 
 from lr_ray.config import Synthesis
+from lr_ray.judge.together import everything
 from lr_ray.llm.calls import Call, Unusable
 from lr_ray.llm.messages import Block, compose
 from lr_ray.rows import Asked, Composed, Synthesized, Usage
@@ -88,7 +88,7 @@ class _Context:
             gaps = count if gaps else 0
         kinds = self._kinds(count - gaps)
         tasks = [self._written("questions", kinds), self._written("gaps", [NO_ANSWER] * gaps)]
-        written = await asyncio.gather(*tasks)
+        written = await everything(tasks)
         questions = [one for found, _ in written for one in found]
         for number, one in enumerate(questions):
             one["number"] = number
@@ -121,7 +121,7 @@ class _Context:
         elif left:
             # The first alone: once it is answered, the context is in the prefix cache for the others.
             await self._passes(left[0])
-            await asyncio.gather(*map(self._passes, left[1:]))
+            await everything(map(self._passes, left[1:]))
 
     async def _passes(self, one: Asked) -> bool:
         try:

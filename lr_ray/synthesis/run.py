@@ -46,6 +46,14 @@ def check(config: Config) -> None:
     client.check(asking(config))
 
 
+def finished(config: Config, store: Store) -> bool:
+    """Whether all documents are read and all contexts done, so that there is nothing for Ray to do."""
+    if not store.exists(READ):
+        return False
+    done = {*store.index(Synthesizer.makes), *store.index("failed")}
+    return all(plan.prompt_id in done for plan in contexts.plans(known(store)[0], config.synthesis))
+
+
 def synthesize(config: Config, store: Store, watch: Watch, *, retry: bool = False) -> dict[str, Any]:
     """Read the documents, make the contexts, have questions written and checked, write the prompts.
 
