@@ -33,7 +33,7 @@ def of_round(config: Config, number: int) -> Config:
     prompts = [pattern.replace("{round}", str(number)) for pattern in config.data.prompts]
     update["data"] = config.data.model_copy(update={"prompts": prompts})
     if number > 1:
-        model = _folder(base, number - 1).path("model")
+        model = _folder(base, number - 1).sub("model").absolute
         update["sampling"] = config.sampling.model_copy(update={"model": model})
     return config.model_copy(update=update)
 
@@ -61,8 +61,6 @@ def check(config: Config, rounds: int) -> None:
         raise ValueError(f"training.method is {config.training.method}, but rounds are of dpo")
     if rounds < 1:
         raise ValueError(f"--rounds {rounds}: at least one")
-    if "://" in config.run_dir:
-        raise ValueError(f"run_dir: {config.run_dir}: the next round loads a model from there, from a folder")
     if any("{round}" in pattern for pattern in config.data.prompts):
         for number in range(1, rounds + 1):
             inputs(of_round(config, number))

@@ -109,7 +109,9 @@ def lost(config: Config, store: Store, source: Store | None = None) -> bool:
 
 
 def _models(config: Config, store: Store) -> tuple[str, str]:
-    return config.evaluation.baseline or config.sampling.model, config.evaluation.model or store.path("model")
+    return config.evaluation.baseline or config.sampling.model, config.evaluation.model or store.sub(
+        "model"
+    ).absolute
 
 
 def _store(store: Store, side: str) -> Store:

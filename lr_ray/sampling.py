@@ -11,7 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from lr_ray import journal
+from lr_ray import journal, models
 from lr_ray.config import Config
 from lr_ray.config import Sampling as Settings
 from lr_ray.rows import Candidate, Load, Message, Packed, Prompt, Sampled, failed, opened, pack, unpack
@@ -37,7 +37,7 @@ class Sampler:
         options: dict[str, Any] = {"enable_prefix_caching": True, **settings.engine}
         if bundles(settings) > 1:
             options.setdefault("distributed_executor_backend", "ray")
-        arguments = AsyncEngineArgs(model=settings.model, **options)
+        arguments = AsyncEngineArgs(model=models.local(settings.model), **options)
         self.engine = AsyncLLM.from_engine_args(arguments)
         self.tokenizer: Any = self.engine.get_tokenizer()
         self.window: int = self.engine.model_config.max_model_len
@@ -172,15 +172,16 @@ def check_model(model: str, key: str) -> None:
     """
     if not model:
         raise ValueError(f"{key} is not set: name a Hugging Face model folder")
-    if not os.path.isdir(model):
+    folder = models.local(model, weights=False)
+    if not os.path.isdir(folder):
         if model.startswith((".", "/", "~")):
             raise ValueError(f"{key}: {model}: no such model folder")
         return  # a hub name: vLLM resolves it
-    if not os.path.isfile(os.path.join(model, "config.json")):
+    if not os.path.isfile(os.path.join(folder, "config.json")):
         raise ValueError(f"{key}: {model}: no config.json in this model folder")
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     if not tokenizer.chat_template:
         raise ValueError(f"{key}: {model}: its tokenizer has no chat template")
 

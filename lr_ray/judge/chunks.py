@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lr_ray import models
 from lr_ray.rows import Passage
 
 BYTES_A_TOKEN = 4  # of the built-in rule
@@ -42,7 +43,7 @@ def measure(tokenizer: str | None) -> Measure:
 def _of_tokenizer(folder: str) -> Measure:
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(models.local(folder, weights=False))
     if not tokenizer.is_fast:
         raise ValueError(f"judge.tokenizer: {folder} has no fast tokenizer, which knows where its tokens lie")
 

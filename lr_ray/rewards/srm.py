@@ -5,6 +5,7 @@ import math
 import os
 from typing import Any
 
+from lr_ray import models
 from lr_ray.config import Config, Srm
 from lr_ray.flow import SAVING, blocks, flow, saved
 from lr_ray.placement import DATA_TASKS, Need, require
@@ -25,15 +26,16 @@ def check(settings: Srm) -> None:
     """
     if not settings.model:
         raise ValueError(f"{KEY} is not set: name a sequence classification model's folder")
-    if not os.path.isdir(settings.model):
+    folder = models.local(settings.model, weights=False)
+    if not os.path.isdir(folder):
         if settings.model.startswith((".", "/", "~")):
             raise ValueError(f"{KEY}: {settings.model}: no such model folder")
         return  # a hub name: found when it is loaded
-    if not os.path.isfile(os.path.join(settings.model, "config.json")):
+    if not os.path.isfile(os.path.join(folder, "config.json")):
         raise ValueError(f"{KEY}: {settings.model}: no config.json in this model folder")
     from transformers import AutoConfig
 
-    shape: Any = AutoConfig.from_pretrained(settings.model)
+    shape: Any = AutoConfig.from_pretrained(folder)
     _label(shape, settings)
 
 
@@ -58,11 +60,12 @@ class RewardModel:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         self._torch, self._settings = torch, settings
+        folder = models.local(settings.model)
         self._device = "cuda" if settings.num_gpus else "cpu"
-        tokenizer: Any = AutoTokenizer.from_pretrained(settings.model)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         # Weights that are not there would be drawn at random, with a warning only.
         model, found = AutoModelForSequenceClassification.from_pretrained(
-            settings.model, dtype="auto" if settings.num_gpus else torch.float32, output_loading_info=True
+            folder, dtype="auto" if settings.num_gpus else torch.float32, output_loading_info=True
         )
         if found["missing_keys"]:
             names = ", ".join(sorted(found["missing_keys"])[:3])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from lr_ray import models
 from lr_ray.store import Store
 from lr_ray.training.checkpoint import publish
 
@@ -29,7 +30,8 @@ _KEPT_MODEL = ("*.model", "generation_config.json", "*.tiktoken")
 
 
 def local(model: str) -> str:
-    """The local folder of `model`; a Hub name is fetched, or found in the Hub's cache."""
+    """The local folder of `model`; a Hub name or URL is fetched, or found in the Hub's cache."""
+    model = models.local(model)
     if Path(model).is_dir():
         return model
     from huggingface_hub import snapshot_download

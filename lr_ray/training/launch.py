@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lr_ray import placement
+from lr_ray import models, placement
 from lr_ray.config import Config, Training
 from lr_ray.store import Store
 
@@ -108,9 +108,11 @@ def check(config: Config) -> Config:
         raise ValueError("training.model: no model to start from")
     if Path(model).expanduser().is_dir():
         model = str(Path(model).expanduser().resolve())
-        folder.limit(model, training.max_length)
-        Encoder(model)
-        _computes(model, training)
+    found = models.local(model, weights=False)
+    if Path(found).is_dir():
+        folder.limit(found, training.max_length)
+        Encoder(found)
+        _computes(found, training)
     mix = training.mix and training.mix.model_copy(update={"data": _absolute(training.mix.data)})
     changed = training.model_copy(update={"model": model, "data": _absolute(training.data), "mix": mix})
     return config.model_copy(update={"training": changed})
