@@ -1,9 +1,10 @@
 """What `lr-ray plan` says: the forecast of every part that a config has. Nobody is asked anything."""
 
-from lr_ray import plan, plan_training
+from lr_ray import plan
 from lr_ray.agreement import forecast as agreed
 from lr_ray.compare import forecast as compared
 from lr_ray.config import Config
+from lr_ray.plan import training
 from lr_ray.synthesis import forecast as synthesized
 
 
@@ -20,7 +21,7 @@ def text(config: Config) -> str:
         parts.append(agreed.render(agreed.make(config), config))
     given = bool(config.data.prompts or config.data.candidates)
     if not given and config.training.data:
-        parts.append("\n".join(plan_training.forecast(config, 0)))
+        parts.append("\n".join(training.forecast(config, 0)))
     elif given or not parts:
         runs = compared.runs(config)
         parts.append(plan.render(plan.make(config, runs), config))

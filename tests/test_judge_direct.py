@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from lr_ray import rows, simulated, simulated_direct, simulated_rules
+from lr_ray import rows, simulated
 from lr_ray.config import Config
 from lr_ray.judge import answers, attacks
 from lr_ray.judge.core import Asks
@@ -37,7 +37,7 @@ class Taking(Asks):
 
     async def ask(self, call: Call[Any]) -> Any:
         self.calls.append(call)
-        return call.answer.model_validate(simulated_rules.answer(call.name, call.messages[-1]["content"]))
+        return call.answer.model_validate(simulated.rules.answer(call.name, call.messages[-1]["content"]))
 
 
 def asked(question: str, first: str, second: str, **given: Any) -> tuple[answers.Preference, Call[Any]]:
@@ -209,7 +209,7 @@ def test_a_further_sample_is_asked_and_paid_for_itself(tmp_path: Path) -> None:
 def test_the_simulated_opinion_has_the_faults_of_a_hurried_one() -> None:
     def winner(first: str, second: str, context: str = "") -> str:
         texts = {"question": [QUESTION], "document": [context], "first": [first], "second": [second]}
-        return simulated_direct.direct(texts)["winner"]
+        return simulated.direct.direct(texts)["winner"]
 
     assert winner(RIGHT, WRONG) == "first"
     assert winner(WRONG, RIGHT) == "second"

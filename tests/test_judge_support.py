@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lr_ray import simulated_rules
+from lr_ray import simulated
 from lr_ray.config import Judge
 from lr_ray.judge import support
 from lr_ray.judge.answers import Statements, Verdict, Verdicts, schema
@@ -171,7 +171,7 @@ def test_the_example_of_several_is_an_answer_that_the_rules_can_read(lang: str) 
         "none",
     ]
     example = re.sub(r"\be(\d)\b", r"0123456789abcde\1", system)
-    answer = simulated_rules.answer("support", example)
+    answer = simulated.rules.answer("support", example)
     assert len(Verdicts.of(3).model_validate(answer).verdicts) == 3
 
 

@@ -15,7 +15,7 @@ from lr_ray.config import DIMENSIONS, Config
 from lr_ray.judge.actor import JudgeActor
 from lr_ray.llm import client as clients
 from lr_ray.llm.records import FOLDER, lines, parse
-from lr_ray.simulated_limits import FAULTS, SENT_BACK, SPOILT
+from lr_ray.simulated.limits import FAULTS, SENT_BACK, SPOILT
 from lr_ray.store import Store
 from tests.test_judge_actor import ANSWERS, NAMES, sampled
 

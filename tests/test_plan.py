@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from jobs.demo import task
-from lr_ray import config, dry_run, plan, plan_range, plan_training, rows, schemas, simulated
+from lr_ray import config, dry_run, plan, rows, schemas, simulated
 from lr_ray.judge import forecast, requests
 from lr_ray.llm import usage
 from lr_ray.llm.records import FOLDER, SUFFIX, lines
@@ -50,7 +50,7 @@ def with_calls_of(store: Store, asked: config.Config, folder: Path, count: int) 
 
 def assert_between_ends(forecast: plan.Forecast, used: dict[str, Used], prices: config.Prices) -> None:
     assert forecast.ends is not None
-    low, high, spent = *forecast.ends, plan_range.total(used)
+    low, high, spent = *forecast.ends, plan.bounds.total(used)
     for name in ("calls", "prompt_tokens", "completion_tokens"):
         assert getattr(low, name) <= getattr(spent, name) <= getattr(high, name), name
         assert getattr(low, name) <= getattr(forecast.all, name) <= getattr(high, name), name
@@ -240,8 +240,8 @@ def test_sentences_that_may_be_statements(text: str, expected: list[str]) -> Non
 
 
 def test_parameters_are_read_from_headers() -> None:
-    assert plan_training.count_parameters(str(DEMO / "policy")) == 445_312
-    assert plan_training.count_parameters("no/such/folder") is None
+    assert plan.training.count_parameters(str(DEMO / "policy")) == 445_312
+    assert plan.training.count_parameters("no/such/folder") is None
 
 
 def test_training_memory_says_what_holds_it(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_training_memory_says_what_holds_it(tmp_path: Path) -> None:
     def said(**training: Any) -> str:
         tree = {"run_dir": "x", "sampling": {"model": str(tmp_path), "max_tokens": 1024}}
         tree["training"] = {"use_gpu": True, "gradient_checkpointing": True, **training}
-        return plan_training.forecast(config.Config.model_validate(tree), 100)[1]
+        return plan.training.forecast(config.Config.model_validate(tree), 100)[1]
 
     assert "131,072 tokens" in said()
     assert "no GPU holds it" not in said()
@@ -275,7 +275,7 @@ def test_training_memory_says_what_holds_it(tmp_path: Path) -> None:
 def test_training_steps_count_what_is_mixed_in() -> None:
     training = {"batch_size": 16, "mix": {"data": ["x.jsonl"], "ratio": 0.2}}
     tree = {"run_dir": "x", "sampling": {"model": "no/such"}, "training": training}
-    said = plan_training.forecast(config.Config.model_validate(tree), 80)
+    said = plan.training.forecast(config.Config.model_validate(tree), 80)
     assert said[0] == "training: at most 100 pairs, 7 optimizer steps"
 
 
@@ -324,18 +324,18 @@ def test_what_is_not_there_is_supposed_only_where_the_config_says_what(tmp_path:
 def test_a_model_is_known_by_its_config_alone(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     here = supposing(tmp_path, sampling={"model": str(tmp_path)}, suppose={"model": {"model_type": "glm"}})
-    found = plan_training.model(here)
+    found = plan.training.model(here)
     assert not isinstance(found, str)
-    assert sum(plan_training.math.prod(shape) for _, shape in found.tensors) == PARAMETERS
-    said = plan_training.forecast(here, 10)
+    assert sum(plan.training.math.prod(shape) for _, shape in found.tensors) == PARAMETERS
+    said = plan.training.forecast(here, 10)
     assert "no safetensors beside it" in said[1]
     assert "at 512 tokens" in said[2]
     # In words where neither files nor the config know it.
-    assert plan_training.model(supposing(tmp_path)) == "the model is no local folder with safetensors"
+    assert plan.training.model(supposing(tmp_path)) == "the model is no local folder with safetensors"
     (tmp_path / "config.json").write_text("{}")
-    assert plan_training.model(here) == "the model's config has no model_type"
+    assert plan.training.model(here) == "the model's config has no model_type"
     supposed = supposing(tmp_path, sampling={"model": "some/name"}, suppose={"model": LLAMA})
-    assert "since some/name is no local folder" in plan_training.forecast(supposed, 10)[1]
+    assert "since some/name is no local folder" in plan.training.forecast(supposed, 10)[1]
 
 
 def test_fine_tuning_is_planned_without_prompts(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs import rounds
-from lr_ray import config, dry_run, plan_training
+from lr_ray import config, dry_run, plan
 from lr_ray.compare.entries import entries
 
 JOBS = Path(__file__).parents[1] / "jobs"
@@ -48,7 +48,7 @@ def test_it_is_planned_without_data_model_and_network(path: Path) -> None:
         assert "since data.prompts is not there" in text
         assert "600 optimizer steps" in text
     # The published number of parameters, from the shape alone.
-    found = plan_training.model(loaded)
+    found = plan.training.model(loaded)
     assert not isinstance(found, str)
     name = next((name for name in SHAPES if path.name.startswith(name)), "llama-3.1-8b")
     assert sum(_size(shape) for _, shape in found.tensors) == SHAPES[name]
@@ -167,7 +167,7 @@ def test_the_readmes_memory_is_what_plan_says() -> None:
             needs = []
             for part in ("-sft", ""):
                 loaded = config.load(str(JOBS / "recipes" / f"{name}{part}{size}.yaml"))
-                said = plan_training.forecast(loaded, 10_000)[-1]
+                said = plan.training.forecast(loaded, 10_000)[-1]
                 found = re.match(r"training memory: ([\d.]+) GB a worker at", said)
                 assert found
                 needs.append(found[1])

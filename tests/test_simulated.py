@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from lr_ray import simulated, simulated_rules
+from lr_ray import simulated
 from lr_ray.judge.answers import SCHEMAS
 from lr_ray.judge.requests import Block, messages, render
-from lr_ray.simulated_limits import FAULTS, Bucket, PrefixCache, Schedule
+from lr_ray.simulated.limits import FAULTS, Bucket, PrefixCache, Schedule
 
 PASSAGE = "Mira keeps copper. Toben keeps salt. The old mill stands near the river."
 QUESTION = "What do Mira, Toben and Sela keep?"
@@ -25,7 +25,7 @@ QUESTION = "What do Mira, Toben and Sela keep?"
 
 def rule(kind: str, *blocks: tuple[str, str]) -> dict[str, Any]:
     text = messages(kind, "en", [Block(tag, content) for tag, content in blocks])[1]["content"]
-    return simulated_rules.answer(kind, text)
+    return simulated.rules.answer(kind, text)
 
 
 def score(kind: str, answer: str, question: str = QUESTION, *extracts: str) -> int:
@@ -201,7 +201,7 @@ class TestServer:
         status, reply = post(url, body)
         assert status == 200
         content = json.loads(reply["choices"][0]["message"]["content"])
-        assert content == simulated_rules.answer(kind, asked[1]["content"])
+        assert content == simulated.rules.answer(kind, asked[1]["content"])
 
     def test_samples_vary_a_little_and_are_repeatable(self, url: str) -> None:
         def sample(i: int, temperature: float) -> int:

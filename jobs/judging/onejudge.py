@@ -103,12 +103,12 @@ class _Recording:
         self._answers: dict[str, Any] = {}
 
     async def ask(self, call: Call[Any]) -> Any:
-        from lr_ray import simulated_replies
+        from lr_ray.simulated import replies
 
         key = json.dumps([call.name, call.messages])
         if key not in self._answers:
             self._kept.append(call)
-            plain = simulated_replies.PLAIN.get(call.name, simulated_replies.PLAIN[""])
+            plain = replies.PLAIN.get(call.name, replies.PLAIN[""])
             self._answers[key] = call.answer.model_validate(plain)
         return self._answers[key]
 

@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from lr_ray import simulated_rules
 from lr_ray.config import Judge
 from lr_ray.judge import core
 from lr_ray.judge.order import Turns
 from lr_ray.llm.calls import Call
 from lr_ray.llm.governor import Order
 from lr_ray.rows import Message, Sampled, no_usage
+from lr_ray.simulated import rules
 
 BLOCK = 64  # characters: 16 tokens, vLLM's block
 SECONDS = (1.0, 3.0)  # least and most that a call takes
@@ -111,7 +111,7 @@ class Endpoint:
             self._cache.add(blocks)
         self._free += 1
         self._grant()
-        reply = simulated_rules.answer(call.name, call.messages[-1]["content"])
+        reply = rules.answer(call.name, call.messages[-1]["content"])
         return call.answer.model_validate(reply)
 
     async def send(self, call: Call[Any]) -> None:

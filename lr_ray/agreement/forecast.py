@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from lr_ray import labelled, plan_range
+from lr_ray import labelled
 from lr_ray.agreement import cases, direct, inputs
 from lr_ray.config import Config, Judge
 from lr_ray.judge import chunks, forecast
 from lr_ray.labelled import Labels, Pair
 from lr_ray.llm.usage import Used
 from lr_ray.meter import cost
-from lr_ray.plan_range import HIGH, LOW, total
+from lr_ray.plan.bounds import HIGH, LOW, end, total
 from lr_ray.rows import Sampled
 
 SAMPLE = 200  # prompts counted in full; the rest are taken to be alike
@@ -57,9 +57,7 @@ def make(config: Config) -> Forecast:
     for kind, used in made.kinds.items():
         made.kinds[kind] = Used()
         made.kinds[kind].add(used, times)
-    low, high = (
-        total(plan_range.end(made.kinds, one, {}, made.prompts * made.judgings)) for one in (LOW, HIGH)
-    )
+    low, high = (total(end(made.kinds, one, {}, made.prompts * made.judgings)) for one in (LOW, HIGH))
     made.ends = low, high
     return made
 

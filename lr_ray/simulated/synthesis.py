@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from lr_ray.simulated_words import CJK, UNKNOWN, asserts, keys, overlap, sentences
+from lr_ray.simulated.words import CJK, UNKNOWN, asserts, keys, overlap, sentences
 
 Blocks = dict[str, list[str]]
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from lr_ray.simulated_words import asserts, keys, overlap, sentences
+from lr_ray.simulated.words import asserts, keys, overlap, sentences
 
 ALL, SOME = 0.8, 0.3  # of a reference's words that a right answer shares, and a partly right one
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from lr_ray import simulated_direct, simulated_grading, simulated_synthesis
-from lr_ray.simulated_words import UNKNOWN, Keys, asserts, keys, overlap, sentences
+from lr_ray.simulated import direct, grading, synthesis
+from lr_ray.simulated.words import UNKNOWN, Keys, asserts, keys, overlap, sentences
 
 SHORT = 4  # keys; in a sentence this short each one matters
 VERDICTS = ("none", "partial", "full")
@@ -189,7 +189,7 @@ KINDS: dict[str, Callable[[dict[str, list[str]]], dict[str, Any]]] = {
     "support": support,
     "extract": extract,
     "completeness": completeness,
-    "direct": simulated_direct.direct,
-    **simulated_grading.KINDS,
-    **simulated_synthesis.KINDS,
+    "direct": direct.direct,
+    **grading.KINDS,
+    **synthesis.KINDS,
 }

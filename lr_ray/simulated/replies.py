@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from lr_ray import simulated_rules
+from lr_ray.simulated import rules
 
 EMBEDDING_WIDTH = 256
 PLAIN = {  # what `plain` answers, by kind of call
@@ -29,7 +29,7 @@ def chat(request: dict[str, Any], body: bytes, fault: str | None, cached: int) -
         KeyError, TypeError, IndexError, AttributeError: it is no request that the rules know.
     """
     messages = request["messages"]
-    answer = simulated_rules.answer(_kind(request, messages), messages[-1]["content"])
+    answer = rules.answer(_kind(request, messages), messages[-1]["content"])
     if request.get("temperature", 1) > 0 and "score" in answer:
         shift = hashlib.blake2b(body, digest_size=1).digest()[0] % 4
         answer["score"] = min(10, max(0, answer["score"] + (-1, 0, 0, 1)[shift]))
@@ -141,7 +141,7 @@ def _embed(text: str) -> Any:
     import numpy as np
 
     vector = np.zeros(EMBEDDING_WIDTH, np.float32)
-    for stem, weight in simulated_rules.keys(text).weight.items():
+    for stem, weight in rules.keys(text).weight.items():
         vector[hashlib.blake2b(stem.encode(), digest_size=4).digest()[0] % EMBEDDING_WIDTH] += weight
     return vector / (float(np.linalg.norm(vector)) or 1.0)
 

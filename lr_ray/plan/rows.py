@@ -9,7 +9,7 @@ from lr_ray import data
 from lr_ray.config import Config
 from lr_ray.judge import chunks
 from lr_ray.llm.usage import Used
-from lr_ray.plan_range import POINT, Supposed
+from lr_ray.plan.bounds import POINT, Supposed
 from lr_ray.rows import Candidate
 from lr_ray.store import Store
 

@@ -8,7 +8,7 @@ read first wins. It does not check any claim against the place that speaks of it
 import math
 from typing import Any
 
-from lr_ray.simulated_words import Keys, asserts, keys, overlap, sentences
+from lr_ray.simulated.words import Keys, asserts, keys, overlap, sentences
 
 LONGER = 0.08  # of a whole answer, a doubling of the text counts for
 EVEN = 0.02  # difference below which the first answer is preferred

@@ -3,7 +3,7 @@
 The calls are those that the judge would make (`judge.forecast`), counted on the data, a spread sample where
 it is large: real chunks, prompts and retrieved passages, and of answers that are there (`data.candidates`, or
 sampled already) the real texts. Assumed is what nobody can know before: answers that are not there, and what
-a judge says; there the forecast has two ends (`plan_range`). The first answers that are paid say how much the
+a judge says; there the forecast has two ends (`bounds`). The first answers that are paid say how much the
 judge writes; as soon as prompts are judged, their ledger says how far all of it was off, and the forecast is
 corrected by it.
 """
@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from lr_ray import plan_direct, plan_inputs, plan_range, plan_training
 from lr_ray.benchmarks import forecast as benchmarked
 from lr_ray.config import Config
 from lr_ray.judge import chunks, direct, forecast, repeats
 from lr_ray.llm import usage
 from lr_ray.llm.usage import Used
 from lr_ray.meter import cost
-from lr_ray.plan_inputs import Inputs
-from lr_ray.plan_range import HIGH, LOW, POINT, Supposed, total
-from lr_ray.plan_rows import SAMPLE, Answers, Part, made_up, spread, stored
+from lr_ray.plan import bounds, inputs, pairwise, training
+from lr_ray.plan.bounds import HIGH, LOW, POINT, Supposed, total
+from lr_ray.plan.inputs import Inputs
+from lr_ray.plan.rows import SAMPLE, Answers, Part, made_up, spread, stored
 from lr_ray.store import Store
 
 JUDGED = 50  # judged prompts whose forecast is compared with what they used
@@ -80,7 +80,7 @@ def make(config: Config, runs: Sequence[Config] = ()) -> Forecast:
         ValueError: bad input or config.
     """
     runs = runs or [config]
-    with plan_inputs.found(config) as given:
+    with inputs.found(config) as given:
         asked = config.evaluation.model_copy(update={"benchmarks": given.benchmarks})
         return _make(config.model_copy(update={"evaluation": asked}), runs, given)
 
@@ -89,13 +89,13 @@ def _make(config: Config, runs: Sequence[Config], given: Inputs) -> Forecast:
     store = Store(config.run_dir)
     answers = Answers(config, store)
     learned = _learned(config, store)
-    prompts = Part(given.prompts, given.count, more=plan_direct.of_rewards(runs))
+    prompts = Part(given.prompts, given.count, more=pairwise.of_rewards(runs))
     evaluated = Part(
         given.held_out,
         (len(runs) + 1) * given.held_out_count,  # the model before answers them, and that of each run
         config.evaluation.n,
         SAMPLE // 2,
-        plan_direct.of_wins(config, len(runs)),
+        pairwise.of_wins(config, len(runs)),
     )
     parts = [part for part in (prompts, evaluated) if part.pointers]
     rows = prompts.rows(answers)
@@ -130,7 +130,7 @@ def _make(config: Config, runs: Sequence[Config], given: Inputs) -> Forecast:
 
 def _trainings(runs: Sequence[Config], prompts: int) -> list[str]:
     """What the trainings take, in words; equal ones once."""
-    said = [tuple(plan_training.forecast(one, prompts)) for one in runs]
+    said = [tuple(training.forecast(one, prompts)) for one in runs]
     if len(said) == 1:
         return [*said[0]]
     times = Counter(line for lines in said for line in lines)
@@ -190,10 +190,10 @@ def _end(
             few, usual = (
                 _count(config, part, part.rows(answers, one, FEW), learned) for one in (supposed, POINT)
             )
-            point = plan_range.scaled(kinds, few, usual)
+            point = bounds.scaled(kinds, few, usual)
         else:
             point = kinds
-        found.append(plan_range.end(point, supposed, learned.heard, part.prompts))
+        found.append(bounds.end(point, supposed, learned.heard, part.prompts))
     return total(*found)
 
 

@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from lr_ray import data, plan_inputs
+from lr_ray import data
 from lr_ray.config import Config, Training
+from lr_ray.plan import inputs
 from lr_ray.training import memory
 
 CARDS = (16, 24, 40, 48, 80, 96, 141, 180, 288)  # GB of the GPUs there are
@@ -51,7 +52,7 @@ def _rows(config: Config, prompts: int) -> tuple[int, list[str]]:
     given, examples = config.training.data, config.suppose.examples
     if not given:
         return prompts, []
-    if examples and not plan_inputs.there(given):
+    if examples and not inputs.there(given):
         return examples, [f"supposed: {examples:,} rows of training.data, since it is not there"]
     return sum(1 for _ in data.rows(given)), []
 

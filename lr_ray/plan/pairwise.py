@@ -6,8 +6,8 @@ from typing import Any
 from lr_ray.config import Config
 from lr_ray.judge import direct, forecast
 from lr_ray.llm.usage import Used
-from lr_ray.plan_range import total
-from lr_ray.plan_rows import More
+from lr_ray.plan.bounds import total
+from lr_ray.plan.rows import More
 
 
 def of_rewards(runs: Sequence[Config]) -> More:

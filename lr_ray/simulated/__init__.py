@@ -1,7 +1,7 @@
-"""A simulated judge: an OpenAI-compatible server that answers by plain rules (`simulated_rules`).
+"""A simulated judge: an OpenAI-compatible server that answers by plain rules (`rules`).
 
 It sees only the request: no ground truth, no side channel, nothing of ours imported. Latency, limits,
-faults and a prefix cache are to order (`simulated_limits`); what it answers and which requests fail depends
+faults and a prefix cache are to order (`limits`); what it answers and which requests fail depends
 on the requests alone, not on time or chance, so that runs can be repeated. GET /v1/stats tells what came.
 """
 
@@ -20,9 +20,8 @@ from typing import Any
 
 import orjson
 
-from lr_ray import simulated_limits as limits
-from lr_ray import simulated_replies as replies
-from lr_ray.simulated_replies import Reply
+from lr_ray.simulated import limits, replies
+from lr_ray.simulated.replies import Reply
 
 Scope = dict[str, Any]
 
