@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -70,7 +71,10 @@ def test_ctrl_c_asks_whether_the_job_stops(campaign: Campaign) -> None:
     cluster.cable("judge", up=False)  # so that the job does not end by itself meanwhile
     client.send_signal(signal.SIGINT)
     os.write(keyboard, b"y\n")
-    assert client.wait(60) == 130
+    try:
+        assert client.wait(240) == 130
+    except subprocess.TimeoutExpired:
+        pytest.fail((campaign.folder / "client.log").read_text()[-3000:])
     cluster.cable("judge")
     os.close(keyboard)
     os.close(terminal)

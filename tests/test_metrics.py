@@ -1,19 +1,17 @@
-"""What a run shows outside: metrics (also through a real Ray, scraped over HTTP), dashboard, logs."""
+"""What a run shows outside: metrics and logs."""
 
 import asyncio
 import json
 import math
 import pickle
 import re
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lr_ray import journal, metrics, rows, schemas, simulated
+from lr_ray import journal, metrics, rows
 from lr_ray.benchmarks import grading
 from lr_ray.config import DIMENSIONS, Config, Prices, Training
 from lr_ray.judge import core, direct
@@ -32,64 +30,11 @@ from tests.endpoint import Endpoint, Script, chat, error, in_turn, serving
 from tests.sampled_row import sampled_row
 from tests.test_synthesis_questions import KINDS as WRITING
 
-DASHBOARD = json.loads((Path(__file__).parents[1] / "cluster/dashboards/lr-ray.json").read_text())
 CONTEXT = "Mira keeps copper. Toben keeps salt. The mill stands near the river. " * 4
 KEY = "sk-live-0123456789abcdef"
 HOSTILE_ID = f"p\n\x1b[31m\x7f\u202e\u2028{KEY}"
 WORDS = "words of the judge"
 HOSTILE_REPLY = json.dumps({"analysis": f"{WORDS} \x1b[2J\n{KEY} Bearer abcdefgh123", "score": 5})
-
-
-def panels() -> list[dict[str, Any]]:
-    return [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-
-
-def exported(name: str) -> str:
-    """The name that Ray gives the metric."""
-    return f"ray_{name}_total" if metrics.METRICS[name].kind == "counter" else f"ray_{name}"
-
-
-def test_dashboard_and_table_name_the_same_metrics() -> None:
-    asked = {exported(name) for name in metrics.METRICS}
-    queries = " ".join(target["expr"] for panel in panels() for target in panel["targets"])
-    assert set(re.findall(r"ray_\w+", queries)) == asked
-    assert set(re.findall(r"ray_\w+", json.dumps(DASHBOARD["templating"]))) <= asked
-
-
-def test_queries_use_only_tags_and_values_that_exist() -> None:
-    tags = {"run", "datasource", *(tag for metric in metrics.METRICS.values() for tag in metric.tags)}
-    for panel in panels():
-        for target in panel["targets"]:
-            for name, matchers in re.findall(r"ray_(lr_\w+?)(?:_total)?\{([^}]*)\}", target["expr"]):
-                asked = dict(re.findall(r"(\w+)[!=]=?~?\"([^\"]*)\"", matchers))
-                assert asked.pop("run") == "$run"
-                assert asked.keys() <= set(metrics.METRICS[name].tags)
-                if "outcome" in asked and name == metrics.CALLS:
-                    assert set(asked["outcome"].split("|")) <= set(metrics.OUTCOMES)
-            for grouped in re.findall(r"by \(([^)]*)\)", target["expr"]):
-                assert set(grouped.split(", ")) <= tags
-
-
-def test_dashboard_can_be_imported_anywhere() -> None:
-    assert DASHBOARD["schemaVersion"] >= 38  # Grafana 10
-    assert [variable["name"] for variable in DASHBOARD["templating"]["list"]] == ["datasource", "run"]
-    assert DASHBOARD["templating"]["list"][0]["type"] == "datasource"
-    numbers = [panel["id"] for panel in DASHBOARD["panels"]]
-    assert len(set(numbers)) == len(numbers)
-    cells: set[tuple[int, int]] = set()
-    for panel in DASHBOARD["panels"]:
-        place = panel["gridPos"]
-        taken = {
-            (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
-        }
-        assert max(x for x, _ in taken) < 24
-        assert not taken & cells, panel["title"]
-        cells |= taken
-    for panel in panels():
-        for place in (panel, *panel["targets"]):
-            assert place["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
 
 
 def bad(**reply: Any) -> str:
@@ -344,115 +289,3 @@ def test_samples_and_steps_are_logged_and_counted(tmp_path: Path, capsys: pytest
     assert {("lr_training", "loss"), ("lr_training", "rewards/margins")} <= keys
     for key in keys:
         metrics.check(key, "gauge")
-
-
-def series(text: str, run: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """A Prometheus page: (name, our labels) → value, of the metrics of our run `run`."""
-    ours = {"run", *(tag for metric in metrics.METRICS.values() for tag in metric.tags)}
-    found = {}
-    for line in text.splitlines():
-        match = re.fullmatch(r"(ray_lr_\w+)\{(.*)\} (\S+)", line)
-        if match and f'run="{run}"' in match[2]:
-            labels = re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', match[2])
-            key = (match[1], frozenset((name, value) for name, value in labels if name in ours))
-            assert key not in found, "two series where one is meant"
-            found[key] = float(match[3])
-    return found
-
-
-Page = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-def logged(run: str) -> list[dict[str, Any]]:
-    """The events of the run in the logs of Ray's session."""
-    from ray._private.worker import _global_node
-
-    files = Path(_global_node.get_logs_dir_path()).glob("worker-*.err")  # type: ignore[union-attr]
-    found = [line for file in files for line in file.read_text().splitlines() if f'"{run}"' in line]
-    return [json.loads(line) for line in found]
-
-
-def scraped(run: str, until: Callable[[Page], bool]) -> Page:
-    """The run's metrics on the one node's page when they are as they should be, or after 40 s.
-
-    Ray brings news every 10 s.
-    """
-    import ray
-
-    node = ray.nodes()[0]
-    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    page: Page = {}
-    end = time.monotonic() + 40
-    while time.monotonic() < end and not until(page):
-        with urllib.request.urlopen(url, timeout=10) as reply:
-            page = series(reply.read().decode(), run)
-        time.sleep(0.5)
-    return page
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_real_ray_shows_what_a_judge_stage_did(tmp_path: Path) -> None:
-    import ray.data
-
-    from lr_ray import pipeline, runtime
-    from lr_ray.judge.actor import judge_stage
-    from lr_ray.llm import shared
-
-    texts = ["Mira keeps copper. Toben keeps salt.", "Mira keeps copper.", ""]
-    packed = [rows.pack("sampled", sampled_row(f"p{i}", CONTEXT, "Who?", texts)) for i in range(6)]
-    prices = {"prompt": 1.0, "completion": 3.0}
-    run = metrics.run_label(str(tmp_path))
-    store = Store(str(tmp_path))
-    with simulated.running() as url:
-        asked = {"model": "sim", "base_url": url, "concurrency": 9, "prices": prices, "budget": 100.0}
-        config = Config.model_validate({"run_dir": str(tmp_path), "judge": {**asked, "actors": 2}})
-        with runtime.watch(config.judge.prices, run) as watch:
-            dataset = judge_stage(ray.data.from_items(packed), config, store, watch.tally)
-            judged: list[Any] = [rows.unpack(row) for row in dataset.take_all()]
-            store.write_rows("judged", judged, schemas.JUDGED)
-            pipeline.Run(config, watch).pairs()
-
-            def get(page: Page, name: str, **labels: str) -> float:
-                return page.get((name, frozenset({"run": run, **labels}.items())), 0.0)
-
-            def complete(page: Page) -> bool:
-                done = get(page, "ray_lr_prompts_total", outcome="judged") == 6
-                done = done and get(page, "ray_lr_candidates_total") == 7
-                return done and get(page, "ray_lr_pairs", outcome="too few scored candidates") == 6
-
-            def shown(page: Page) -> bool:
-                return any(name == "ray_lr_use" for name, _ in page)
-
-            limits = scraped(run, shown)
-            watch.tally.add.remote({"candidates": 7})
-        # The tally is gone, and nothing it knew is lost.
-        page = scraped(run, complete)
-        shared.release()
-        with urllib.request.urlopen(f"{url}/stats") as reply:  # noqa: S310 - loopback
-            requests = json.load(reply)["requests"]
-    assert complete(page)
-    events = [(line["event"], line["prompt_id"]) for line in logged(run)]
-    assert sorted(events) == [("judged", f"p{i}") for i in range(6)]
-    paid = {
-        name: sum(row["usage"][name] for row in judged)
-        for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
-    }
-    calls = {dict(labels)["kind"]: v for (name, labels), v in page.items() if name == "ray_lr_calls_total"}
-    assert calls.keys() == set(SCHEMAS)
-    assert sum(calls.values()) == requests == sum(row["usage"]["calls"] for row in judged)
-    assert get(page, "ray_lr_tokens_total", part="cached") == paid["cached_tokens"]
-    fresh = paid["prompt_tokens"] - paid["cached_tokens"]
-    assert get(page, "ray_lr_tokens_total", part="prompt") == fresh
-    assert get(page, "ray_lr_tokens_total", part="completion") == paid["completion_tokens"]
-    money = (paid["prompt_tokens"] + 3 * paid["completion_tokens"]) / 1e6
-    assert get(page, "ray_lr_money_total") == pytest.approx(money)
-    assert 100 - money - 1e-9 <= get(limits, "ray_lr_budget_left") <= 100
-    unscored = get(page, "ray_lr_unscored_total", dimension="faithfulness", reason="no_statements")
-    assert unscored == 6
-    assert 0 < get(limits, "ray_lr_limit", replica="0", what="in flight") <= 9
-    assert get(limits, "ray_lr_use", replica="0", what="requests a second") >= 0
-    assert ("what", "requests a second") not in {
-        label for name, labels in limits if name == "ray_lr_limit" for label in labels
-    }
-    assert get(page, "ray_lr_call_seconds_total", state="held") > 0

@@ -1,0 +1,177 @@
+"""The shared limit when its keeper, a process, or a report is lost; and its budget."""
+
+import asyncio
+import functools
+
+import pytest
+
+from lr_ray.llm.bureau import Bureau
+from lr_ray.llm.governor import LEASE_LASTS, Governor
+from lr_ray.llm.lease import Reply, Report
+from lr_ray.llm.spending import Spending, Stopped
+from tests.virtual import Endpoint, Load, run
+
+
+class _Shared:
+    """A keeper that can be lost and replaced."""
+
+    def __init__(self, ceiling: int, spending: Spending | None = None, replicas: int = 1) -> None:
+        self._ceiling = ceiling
+        self.bureau = Bureau(ceiling, replicas, spending=spending)
+        self.there = True
+
+    async def ask(self, name: str, report: Report) -> Reply:
+        await asyncio.sleep(0.003)
+        if not self.there:
+            raise ConnectionError
+        return self.bureau.report(name, report, asyncio.get_running_loop().time())
+
+    def anew(self) -> None:
+        self.bureau, self.there = Bureau(self._ceiling), True
+
+
+def test_the_death_of_the_keeper_costs_nothing() -> None:
+    endpoint = Endpoint("requests", lambda _: 100, lambda _: 0.2)
+    load = Load(endpoint, 4, 50)
+    shared = _Shared(512)
+    load.ask = shared.ask
+
+    async def work() -> None:
+        loaded = asyncio.create_task(load.go(60))
+        await asyncio.sleep(30)
+        shared.there = False
+        await asyncio.sleep(5)
+        shared.anew()
+        await loaded
+
+    run(work)
+    for since, until in ((30, 35), (35, 37), (36, 46)):
+        used = sum(since <= at < until for at, _ in endpoint.used) / (until - since)
+        assert 90 <= used <= 105, (since, used)
+    refused = sum(30 <= at < 60 for at in endpoint.refused)
+    assert refused <= 0.025 * 3000
+
+
+def test_a_silent_process_leaves_its_share_to_the_others() -> None:
+    bureau = Bureau(32)
+    reports = {}
+    for name in ("a", "b"):
+        governor = Governor(32, remote=True)
+
+        async def start(governor: Governor = governor) -> Report:
+            permit = governor.permit()
+            return permit._governor._report(0.0)
+
+        reports[name] = run(start)
+    report = reports["a"]
+    report.seen[0].hungry = report.seen[0].elapsed = 1.0
+    other = reports["b"]
+    other.seen[0].hungry = other.seen[0].elapsed = 1.0
+    windows = []
+    for now in (0.0, 0.25, 0.5):
+        windows = [bureau.report("a", report, now), bureau.report("b", other, now)]
+    assert abs(windows[0].leases[0].window - windows[1].leases[0].window) <= 1
+    alone = bureau.report("a", report, 20.0).leases[0].window
+    assert alone >= sum(reply.leases[0].window for reply in windows)
+
+
+def test_the_budget_stops_all_processes_and_money_is_counted_once_over_lost_reports() -> None:
+    shared = _Shared(8, Spending(budget=10.0))
+
+    async def work() -> tuple[float, int]:
+        governors = [Governor(8, remote=True) for _ in range(3)]
+        beats = [
+            asyncio.create_task(governor.beats(functools.partial(shared.ask, str(n))))
+            for n, governor in enumerate(governors)
+        ]
+        spent = stopped = 0.0
+
+        async def calls(governor: Governor) -> None:
+            nonlocal spent, stopped
+            try:
+                while True:
+                    async with governor.permit() as permit:
+                        await asyncio.sleep(0.05)
+                        permit.succeeded(10)
+                        governor.account.paid(0.02)
+                        spent += 0.02
+            except Stopped as reason:
+                stopped += "judge.budget is reached" in str(reason)
+
+        callers = [asyncio.create_task(calls(one)) for one in governors for _ in range(4)]
+        await asyncio.sleep(2)
+        shared.there = False
+        await asyncio.sleep(1)
+        shared.there = True
+        await asyncio.gather(*callers)
+        for beat in beats:
+            beat.cancel()
+        return spent, int(stopped)
+
+    spent, stopped = run(work)
+    assert stopped == 12
+    assert 9.9 <= spent <= 10.0 + 12 * 0.02 + 1e-6
+
+
+def test_an_account_stop_reaches_calls_that_wait() -> None:
+    async def work() -> None:
+        governor = Governor(1)
+        async with governor.permit():
+            waiting = asyncio.create_task(governor.permit().__aenter__())
+            await asyncio.sleep(0.1)
+            governor.account.told("enough", None)
+            with pytest.raises(Stopped, match="enough"):
+                await asyncio.wait_for(waiting, 1)
+
+    run(work)
+
+
+def test_spending_counts_a_process_by_its_life_not_by_its_reports() -> None:
+    spending = Spending(budget=100.0)
+    bureau = Bureau(8, spending=spending)
+    for now, spent in ((0.0, 1.0), (1.0, 3.0), (2.0, 3.0)):
+        bureau.report("a", _report(spent), now)
+    assert spending.spent == pytest.approx(3.0)
+
+
+def _report(spent: float) -> Report:
+    async def one() -> Report:
+        governor = Governor(8, remote=True)
+        governor.permit()
+        return governor._report(0.0)
+
+    report: Report = run(one)
+    report.spent = spent
+    return report
+
+
+def test_a_process_that_is_cut_off_pays_no_longer_than_its_lease_lasts() -> None:
+    bureau, gone = Bureau(4), (5.0, 25.0)
+
+    async def work() -> list[float]:
+        loop, begun = asyncio.get_running_loop(), []
+        governor = Governor(4, remote=True)
+
+        async def ask(report: Report) -> Reply:
+            if gone[0] <= loop.time() < gone[1]:
+                raise ConnectionError
+            return bureau.report("a", report, loop.time())
+
+        async def calls() -> None:
+            while loop.time() < 40:
+                async with governor.permit() as permit:
+                    begun.append(loop.time())
+                    await asyncio.sleep(0.2)
+                    permit.succeeded()
+
+        beats = asyncio.create_task(governor.beats(ask))
+        await asyncio.gather(*(calls() for _ in range(4)))
+        beats.cancel()
+        return begun
+
+    begun = run(work)
+    ends = gone[0] + LEASE_LASTS
+    assert not [at for at in begun if ends <= at < gone[1]]
+    # Before that a keeper that is away stops nothing, and afterwards all goes on.
+    for since in (gone[0], ends - 2, gone[1] + 1, 38.0):
+        assert len([at for at in begun if since <= at < since + 1.5]) >= 20, since
