@@ -53,7 +53,7 @@ _verb("sample", ("sample",), "Candidates for every prompt, through vLLM.")
 _verb("judge", ("judge",), "Scores for candidates, sampled here or read from data.candidates.")
 _verb("pairs", ("pairs",), "Best against worst of every judged prompt.")
 _verb("train", ("train",), "DPO on the pairs, or SFT on training.data.")
-_verb("evaluate", ("evaluate",), "The model before and after on held-out prompts.")
+_verb("evaluate", ("evaluate", "report"), "The model before and after on held-out prompts and benchmarks.")
 _verb(
     "synthesize", ("synthesize", "report"), "Long-context prompts with answers, made of synthesis.documents."
 )
