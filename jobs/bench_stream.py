@@ -1,6 +1,6 @@
 """Does judging stream: peak memory with ten times the rows, and the shared limit's share of the time.
 
-    python -m jobs.bench_stream [--rows 60 600] [--context-tokens 16000] [--actors 4]
+    python -m jobs.bench_stream [--rows 300 3000] [--context-tokens 16000] [--actors 4]
 
 For each number of rows one `lr-ray judge` of candidates from files on a Ray of its own, against a simulated
 endpoint, while Ray's object store and its processes are looked at twice a second. Prints a table.
@@ -124,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, nargs="+", default=[60, 600])
+    parser.add_argument("--rows", type=int, nargs="+", default=[300, 3000])
     parser.add_argument("--context-tokens", type=int, default=16000)
     parser.add_argument("--actors", type=int, default=4)
     options = parser.parse_args()

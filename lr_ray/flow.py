@@ -27,7 +27,7 @@ MOST_BLOCKS = 2000
 """Ray Data's unit of streaming is a block; one a prompt, up to what its scheduler handles with ease."""
 
 SAVING = Need("saving", 2, {"CPU": TASK_CPUS}, flexible=False)
-"""What the tasks that write rows take."""
+"""The tasks that write rows."""
 
 
 def flow(dataset: "ray.data.Dataset", counts: dict[str, int], watch: Watch, engines: bool) -> str:
@@ -66,8 +66,15 @@ def blocks(items: list[dict[str, Any]]) -> "ray.data.Dataset":
 def saved(dataset: "ray.data.Dataset", store: Store, *, keep: bool) -> "ray.data.Dataset":
     """Packed rows saved in the folders of their kinds; then `{prompt_id, kind, reason}`, or with `keep`
     the rows themselves."""
+    from ray.data import TaskPoolStrategy
+
     save: Any = functools.partial(_save, store=store, keep=keep)
-    return dataset.map_batches(save, batch_size=ROWS_A_FILE, batch_format="pyarrow", num_cpus=TASK_CPUS)
+    # Unbounded, Ray starts a process for each task that waits, ends those that idle, and starts others: on
+    # two cores 600 rows took twice as long and held twice the object store.
+    compute = TaskPoolStrategy(size=SAVING.count)
+    return dataset.map_batches(
+        save, batch_size=ROWS_A_FILE, batch_format="pyarrow", num_cpus=TASK_CPUS, compute=compute
+    )
 
 
 def _save(batch: pa.Table, store: Store, keep: bool) -> pa.Table:
