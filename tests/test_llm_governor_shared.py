@@ -9,31 +9,13 @@ from lr_ray.llm.bureau import Bureau
 from lr_ray.llm.governor import LEASE_LASTS, Governor
 from lr_ray.llm.lease import Reply, Report
 from lr_ray.llm.spending import Spending, Stopped
-from tests.virtual import Endpoint, Load, run
-
-
-class _Shared:
-    """A keeper that can be lost and replaced."""
-
-    def __init__(self, ceiling: int, spending: Spending | None = None, replicas: int = 1) -> None:
-        self._ceiling = ceiling
-        self.bureau = Bureau(ceiling, replicas, spending=spending)
-        self.there = True
-
-    async def ask(self, name: str, report: Report) -> Reply:
-        await asyncio.sleep(0.003)
-        if not self.there:
-            raise ConnectionError
-        return self.bureau.report(name, report, asyncio.get_running_loop().time())
-
-    def anew(self) -> None:
-        self.bureau, self.there = Bureau(self._ceiling), True
+from tests.virtual import Endpoint, Load, Shared, run
 
 
 def test_the_death_of_the_keeper_costs_nothing() -> None:
     endpoint = Endpoint("requests", lambda _: 100, lambda _: 0.2)
     load = Load(endpoint, 4, 50)
-    shared = _Shared(512)
+    shared = Shared(512)
     load.ask = shared.ask
 
     async def work() -> None:
@@ -76,7 +58,7 @@ def test_a_silent_process_leaves_its_share_to_the_others() -> None:
 
 
 def test_the_budget_stops_all_processes_and_money_is_counted_once_over_lost_reports() -> None:
-    shared = _Shared(8, Spending(budget=10.0))
+    shared = Shared(8, Spending(budget=10.0))
 
     async def work() -> tuple[float, int]:
         governors = [Governor(8, remote=True) for _ in range(3)]

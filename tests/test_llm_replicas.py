@@ -4,9 +4,8 @@ import functools
 import pytest
 
 from lr_ray.llm.governor import Governor, Permit
-from tests.test_llm_governor import _Shared as Shared
 from tests.test_llm_governor import _visits as visits_of
-from tests.virtual import run
+from tests.virtual import Shared, run
 
 
 @pytest.mark.parametrize("processes", [1, 3])

@@ -14,6 +14,7 @@ from typing import Any
 from lr_ray.llm.bureau import Bureau
 from lr_ray.llm.governor import Governor, Permit
 from lr_ray.llm.lease import Reply, Report
+from lr_ray.llm.spending import Spending
 
 Limit = Callable[[float], float]  # seconds since the start → what is allowed
 Draw = Callable[[random.Random], float]
@@ -193,3 +194,21 @@ def _settled(endpoint: Endpoint, change: float, latency: float, window: float = 
         if 0.9 <= used / limit <= 1.15 and refused <= 0.05 * (len(inside) + refused):
             return i * 0.25
     return float("inf")
+
+
+class Shared:
+    """A keeper that can be lost and replaced."""
+
+    def __init__(self, ceiling: int, spending: Spending | None = None, replicas: int = 1) -> None:
+        self._ceiling = ceiling
+        self.bureau = Bureau(ceiling, replicas, spending=spending)
+        self.there = True
+
+    async def ask(self, name: str, report: Report) -> Reply:
+        await asyncio.sleep(0.003)
+        if not self.there:
+            raise ConnectionError
+        return self.bureau.report(name, report, asyncio.get_running_loop().time())
+
+    def anew(self) -> None:
+        self.bureau, self.there = Bureau(self._ceiling), True
