@@ -73,7 +73,11 @@ def measured(arguments: argparse.Namespace, form: str, actors: int) -> str:
     mean = MEAN_BYTES / 4 + 25
     whole = {"requests": rate * 60, "tokens": rate * 60 * mean, "places": rate * arguments.latency}[form]
     schedule = f"{whole}@0,{whole / 2}@{phase},{whole}@{2 * phase}"
-    knobs = {FORMS[form]: schedule, "retry_after": arguments.retry_after, "headers": arguments.headers}
+    knobs: dict[str, Any] = {
+        FORMS[form]: schedule,
+        "retry_after": arguments.retry_after,
+        "headers": arguments.headers,
+    }
     with simulated.running(latency=arguments.latency, plain=True, **knobs) as url:
         tree = {
             "run_dir": f"bench-{form}-{actors}",

@@ -133,7 +133,7 @@ def main() -> None:
 
     found: list[Any] = []
     for rows in options.rows:
-        context = ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+        context: Any = ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
         found.append(measure(rows, options.context_tokens, options.actors, context.address_info["address"]))
         ray.shutdown()
     print(table(found))

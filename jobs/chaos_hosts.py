@@ -100,7 +100,8 @@ class Job:
             while job.poll() is None and time.monotonic() - began < LONGEST * outcome.submissions:
                 self.cluster.supervise()
                 time.sleep(0.5)
-            outcome.codes.append(job.poll() if job.poll() is not None else TIMED_OUT)
+            code = job.poll()
+            outcome.codes.append(TIMED_OUT if code is None else code)
             if outcome.codes[-1] == 0:
                 break
             mend()

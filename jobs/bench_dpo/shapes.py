@@ -47,7 +47,7 @@ def build(shape: Shape, window: int, device: str, dtype: torch.dtype) -> Any:
         bos_token_id=None,
         eos_token_id=0,
         pad_token_id=0,
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # type: ignore[call-arg]
     )
     torch.manual_seed(0)
     before = torch.get_default_dtype()

@@ -38,6 +38,7 @@ def make_trl(model: Any, pair: PairIds, *, bf16: bool) -> Callable[[], torch.Ten
         train_dataset=Dataset.from_list([{**words, "prompt": words["prompt"] + " "}]),
         processing_class=_tokenizer(model.config.vocab_size),
     )
+    assert trainer.model is not None
     wrapped = trainer.accelerator.prepare_model(trainer.model)
     inputs = next(iter(trainer.get_train_dataloader()))
     expected = [pair.prompt + pair.chosen, pair.prompt + pair.rejected]

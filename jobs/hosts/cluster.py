@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import psutil
@@ -53,10 +54,10 @@ class Cluster(Network):
         found |= {"PATH": path, "PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0", **WATCHFUL}
         return found | ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token} if token else {})
 
-    def __exit__(self, *why: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: Any, trace: TracebackType | None) -> None:
         if self.disk.is_mount():
             subprocess.run(["umount", "--lazy", str(self.disk)], check=True)  # noqa: S607
-        super().__exit__(*why)
+        super().__exit__(kind, value, trace)
 
     def enlarge(self) -> None:
         """Make room on the small disk."""

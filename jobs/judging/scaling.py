@@ -40,15 +40,15 @@ def measure(
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     made = workload.rows(actors, ROUNDS * actors * in_flight, **ROW)
-    judge = {"model": model, "base_url": base_urls[0], "actors": actors, "rows_in_flight": in_flight}
-    if len(base_urls) > 1:
-        judge["base_url"] = base_urls
+    urls = base_urls[0] if len(base_urls) == 1 else base_urls
+    judge = {"model": model, "base_url": urls, "actors": actors, "rows_in_flight": in_flight}
     judge["concurrency"] = 64 * actors
     folder = f"{run_dir}/{actors}-{time.time_ns()}"
     config = Config.model_validate({"run_dir": folder, "judge": judge})
     packed = [dict(rows.pack("sampled", row)) for row in made]
     dataset = ray.data.from_items(packed, override_num_blocks=len(packed))
-    judged = [rows.unpack(row) for row in judge_stage(dataset, config, Store(folder)).iter_rows()]
+    out: Any = judge_stage(dataset, config, Store(folder)).iter_rows()
+    judged = [rows.unpack(row) for row in out]
     if any("judged_at" not in row for row in judged):
         raise RuntimeError(f"not all rows were judged, the first of the others: {judged[0].get('reason')}")
     most, start, end = full(judged, actors * in_flight)

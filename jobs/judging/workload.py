@@ -25,6 +25,9 @@ def rows(
     rng = random.Random(seed)
     words = [_word(rng) for _ in range(WORDS)]
     made: list[Sampled] = []
+    people: list[str] = []
+    about: dict[str, list[str]] = {}
+    context = ""
     for number in range(prompts):
         if number % questions == 0:
             people = [_word(rng).capitalize() for _ in range(questions * NAMES)]
