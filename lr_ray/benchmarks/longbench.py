@@ -32,7 +32,9 @@ FORM = "Explain briefly if you need to, then end with a line of its own: Answer:
 # A statement of the final answer; a letter that merely occurs in the text is none. What stands between its
 # parts is bounded: unbounded runs of the same signs next to each other take time in their length's square.
 _OPEN, _CLOSE = r"[*_`\"'“(（\[\s]{0,20}", r"[*_`\"'”)）\].\s]{0,20}"
-_LETTER = r"([A-D])(?![A-Za-z0-9])"
+# "A" before a word may be the article: "Answer: A decrease in salt" states no choice, "A because" does.
+_ARTICLE = r"(?![ \t](?!(?:or|and|because|since|as|is|but|for|given|while|which|not)\b)[a-z])"
+_LETTER = rf"(A{_ARTICLE}(?![A-Za-z0-9])|[B-D](?![A-Za-z0-9]))"
 _STATED = re.compile(
     r"(?:(?i:answer|choice|option)[*_]{0,8}\s{0,8}(?i:is|:|：)[*_]{0,8}\s{0,8}(?i:option\s{0,8}|choice\s{0,8})?"
     rf"|(?:答案|选项)\s{{0,8}}(?:是|为|应选|选|:|：){{0,4}}){_OPEN}{_LETTER}"
