@@ -31,6 +31,8 @@ def start() -> None:
     context.print_on_execution_start = False
     # Ray 2.60 offers no other way to set an async actor's concurrency in `map`.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    # Where few rows are left, fewer tasks save them than might.
+    warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for")
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -6,8 +6,9 @@ import functools
 import pytest
 
 from lr_ray.llm.bureau import Bureau
-from lr_ray.llm.governor import LEASE_LASTS, Governor
-from lr_ray.llm.lease import Reply, Report
+from lr_ray.llm.governor import Governor
+from lr_ray.llm.lease import LEASE_LASTS, Lease, Reply, Report, Seen
+from lr_ray.llm.spending import Report as Spent
 from lr_ray.llm.spending import Spending, Stopped
 from tests.virtual import Endpoint, Load, Shared, run
 
@@ -32,6 +33,30 @@ def test_the_death_of_the_keeper_costs_nothing() -> None:
         assert 90 <= used <= 105, (since, used)
     refused = sum(30 <= at < 60 for at in endpoint.refused)
     assert refused <= 0.025 * 3000
+
+
+def test_a_new_keeper_gives_nobody_what_others_may_still_hold() -> None:
+    bureau, ceiling = Bureau(10), 10
+    held = {"a": 4, "b": 6}
+    keeper = dict.fromkeys(held, "the one before")
+
+    def hungry(name: str, now: float) -> None:
+        lease = Lease(window=held[name])
+        seen = Seen(elapsed=0.2, granted=20, in_flight=held[name], hungry=0.2, lease=lease)
+        reply = bureau.report(name, Report([seen], Spent(), keeper=keeper[name]), now)
+        held[name], keeper[name] = reply.leases[0].window, reply.keeper
+
+    for tick in range(int(5 / 0.2)):
+        hungry("a", tick * 0.2)
+        assert held["a"] <= 4
+    for tick in range(int(3 / 0.2)):
+        for name in held:
+            hungry(name, 5 + tick * 0.2)
+            assert sum(held.values()) <= ceiling
+    # When its lease must have ended, a process that is silent leaves its places to the others.
+    for tick in range(int(LEASE_LASTS / 0.2)):
+        hungry("a", 8 + tick * 0.2)
+    assert held["a"] > 6
 
 
 def test_a_silent_process_leaves_its_share_to_the_others() -> None:

@@ -2,6 +2,7 @@ import asyncio
 import json
 import sys
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,36 @@ def test_actors_share_the_ceiling_and_go_on_when_the_keeper_dies(ray_cluster: No
         other = Config.model_validate({"run_dir": str(tmp_path), "judge": judge})
         assert ray.get(actor.remote(other, shared.keeper(other)).ask.remote(2), timeout=20) == 2
         assert ray.get(actor.remote(config, shared.keeper(config)).ask.remote(2), timeout=20) == 2
+
+
+@pytest.mark.slow
+def test_a_keeper_is_never_one_that_was_ended(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    judge = {"model": "m", "base_url": "http://127.0.0.1:9/v1"}
+    config = Config.model_validate({"run_dir": str(tmp_path), "judge": judge})
+    for _ in range(5):
+        keeper = shared.keeper(config)
+
+        async def ask(handle: Any = keeper) -> Any:
+            return await shared.asking(handle)(shared_report())
+
+        assert asyncio.run(ask()).leases
+        shared.release()
+
+    # Calls that waited for the lease of one that is gone would wait for ever.
+    monkeypatch.setattr(shared, "GONE_FOR", 0.5)
+
+    async def insist() -> None:
+        ask = shared.asking(keeper)
+        while True:
+            with suppress(ConnectionError):
+                await ask(shared_report())
+            await asyncio.sleep(0.1)
+
+    with pytest.raises(RuntimeError, match="gone for good"):
+        asyncio.run(asyncio.wait_for(insist(), 20))
 
 
 def shared_report() -> Any:

@@ -6,7 +6,7 @@ Pure: no Ray here. `Bureau` is one for all judge actors, or one in each process 
 import math
 import uuid
 
-from lr_ray.llm.lease import INF, Lease, Reply, Report, Seen
+from lr_ray.llm.lease import INF, LEASE_LASTS, Lease, Reply, Report, Seen
 from lr_ray.llm.limits import Limits
 from lr_ray.llm.spending import Spending
 
@@ -34,6 +34,7 @@ class Bureau:
         self._windows: list[dict[str, int]] = [{} for _ in self.limits]
         self._of_all: dict[str, int] = {}  # places at all replicas together
         self._inherited: dict[str, list[Seen]] = {}
+        self._inherits_until = -INF
         self._counted: dict[str, float] = {}
 
     def knows(self, name: str, now: float) -> bool:
@@ -45,7 +46,7 @@ class Bureau:
         self._heard[name] = now
         self._forget_silent(now)
         if report.keeper not in (None, self._id):
-            self._inherit(name, report)
+            self._inherit(name, report, now)
         for limits, seen in zip(self.limits, report.seen, strict=True):
             limits.hear(name, seen, now)
         leases = [self._lease(i, name, now) for i in range(len(self.limits))]
@@ -61,8 +62,10 @@ class Bureau:
         self.spending.add(report.account, now)
         return self.spending.stop, self.spending.allow(name, len(self._heard))
 
-    def _inherit(self, name: str, report: Report) -> None:
+    def _inherit(self, name: str, report: Report, now: float) -> None:
         """What processes hold from an earlier keeper is, in sum, what it had learned."""
+        if not self._inherited:
+            self._inherits_until = now + LEASE_LASTS
         self._inherited[name] = report.seen
         for i, limits in enumerate(self.limits):
             seen = [seen[i] for seen in self._inherited.values()]
@@ -95,6 +98,9 @@ class Bureau:
         wanted = {one: free[one] * max(process.tokens, least) for one, process in use.items()}
         tokens = share(limits.tokens.limit, wanted)[name]
         most = min(limits.window.limit, self._ceiling)
+        if now < self._inherits_until:
+            # Whoever has not reported yet may go on under a lease of the keeper before.
+            most = min(most, sum(seen[replica].lease.window for seen in self._inherited.values()))
         in_flight = {one: (process.in_flight, free[one]) for one, process in use.items()}
         window = _places(self._windows[replica], most, name, in_flight, now)
         pause = max(0.0, limits.paused_until - now)

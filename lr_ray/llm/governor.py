@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 from lr_ray.llm.bureau import Bureau
-from lr_ray.llm.lease import INF, Lease, Reply, Report
+from lr_ray.llm.lease import INF, LEASE_LASTS, Lease, Reply, Report
 from lr_ray.llm.replicas import Lane
 from lr_ray.llm.spending import Account, Stopped
 
@@ -19,7 +19,6 @@ ACCOUNT_EVERY = 0.05  # seconds between looks at whether money is there again
 TICK = 0.1  # seconds between reports to a bureau in this process
 SHORTEST_SLEEP = 0.001
 BEAT = 0.2  # seconds between reports to a bureau elsewhere
-LEASE_LASTS = 10.0  # seconds; a process that is cut off must stop paying for what others will do
 SHORTEST_BEAT, LONGEST_ASK, BRAKE = 0.01, 5.0, 0.25
 
 Order = tuple[int, ...]  # calls that wait are let through in this order, smallest first

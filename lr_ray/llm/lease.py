@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from lr_ray.llm.spending import Report as Account
 
 INF = math.inf
+LEASE_LASTS = 10.0  # seconds; a process that is cut off must stop paying for what others will do
 
 
 @dataclass(slots=True)

@@ -4,7 +4,6 @@ When it dies, Ray starts it anew and calls go on meanwhile under the last leases
 learns again from what the judge actors hold.
 """
 
-import hashlib
 import json
 import time
 import uuid
@@ -23,7 +22,9 @@ SHOW_EVERY = 1.0  # seconds
 
 Ask = Callable[[Report], Awaitable[Reply]]
 
-_kept: dict[str, Any] = {}  # a named actor lives as long as somebody holds its handle
+GONE_FOR = 60.0  # seconds; a keeper that Ray restarts is back by then
+
+_kept: dict[str, Any] = {}  # an actor lives as long as somebody holds its handle
 
 
 class Keeper:
@@ -91,15 +92,16 @@ def keeper(config: Config, already: float = 0.0) -> Any:
 
     # Beside the driver: elsewhere it could be cut off together with judge actors, and let them go on paying.
     beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    whose = json.dumps([config.run_dir, config.judge.base_url])
-    name = f"lr-ray-governor-{hashlib.sha256(whose.encode()).hexdigest()[:16]}"
-    if name not in _kept:
+    # The session too: this process may have left the Ray that its last keeper was in.
+    session = ray.get_runtime_context().gcs_address
+    whose = json.dumps([session, config.run_dir, config.judge.base_url])
+    if whose not in _kept:
         release()
-    options: dict[str, Any] = {"name": name, "get_if_exists": True, "num_cpus": 0, "max_restarts": -1}
-    options["scheduling_strategy"] = beside
-    run = metrics.run_label(config.run_dir)
-    _kept[name] = ray.remote(Keeper).options(**options).remote(config.judge, already, run)
-    return _kept[name]
+        # Without a name, by which one that was just ended might still be found.
+        options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": beside}
+        run = metrics.run_label(config.run_dir)
+        _kept[whose] = ray.remote(Keeper).options(**options).remote(config.judge, already, run)
+    return _kept[whose]
 
 
 def release() -> None:
@@ -133,16 +135,24 @@ def governor(judge: Judge, remote: bool) -> Governor:
 def asking(handle: Any) -> Ask:
     """How this process reports to the keeper: what `Governor.beats` wants."""
     import ray
-    from ray.exceptions import RayError, RayTaskError
+    from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
     name = f"{ray.get_runtime_context().get_node_id()}-{uuid.uuid4().hex}"
+    died_at: float | None = None
 
     async def ask(report: Report) -> Reply:
+        nonlocal died_at
         try:
-            return await handle.report.remote(name, report)
+            reply = await handle.report.remote(name, report)
         except RayTaskError:
             raise  # its own failure, which it would have again
         except RayError as error:
+            if isinstance(error, ActorDiedError):
+                died_at = died_at or time.monotonic()
+                if time.monotonic() - died_at > GONE_FOR:
+                    raise RuntimeError("the keeper of the limits is gone for good") from error
             raise ConnectionError("the keeper of the limits is not there") from error
+        died_at = None
+        return reply
 
     return ask
