@@ -12,6 +12,7 @@ write that takes longer than that on its way is noticed by the other only at its
 import _thread
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -44,7 +45,8 @@ def lit(name: str, read: Read, write: Write, say: Callable[[str], None]) -> Iter
         raise ValueError(f"{name} is in use by another run ({_holder(read())})")
     mine.start()
     try:
-        yield
+        with _interruptible():
+            yield
     except KeyboardInterrupt:
         if mine.lost:
             raise RuntimeError(
@@ -53,6 +55,20 @@ def lit(name: str, read: Read, write: Write, say: Callable[[str], None]) -> Iter
         raise
     finally:
         mine.stop()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """What a script starts in the background ignores SIGINT, and then nothing would stop the main thread."""
+    main = threading.current_thread() is threading.main_thread()
+    deaf = main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if deaf:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if deaf:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Beacon(threading.Thread):

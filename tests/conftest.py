@@ -1,8 +1,13 @@
 """Fixtures that several test files share."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
+
+# Tests that a script starts in the background ignore Ctrl-C, and so would all that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

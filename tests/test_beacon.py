@@ -87,8 +87,12 @@ def test_of_two_that_come_at_once_one_is_let_in() -> None:
     assert refused[0] == 3
 
 
-def test_who_was_taken_for_gone_stops() -> None:
+@pytest.mark.parametrize("started", ["by hand", "in the background"])
+def test_who_was_taken_for_gone_stops(started: str) -> None:
     place = Memory()
+    before = signal.getsignal(signal.SIGINT)
+    if started == "in the background":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def work() -> None:
         with place.lit():
@@ -97,8 +101,11 @@ def test_who_was_taken_for_gone_stops() -> None:
                 place.content = b'{"id": "another"}'
                 time.sleep(0.02)
 
-    with pytest.raises(RuntimeError, match="another one went on in its place"):
-        work()
+    try:
+        with pytest.raises(RuntimeError, match="another one went on in its place"):
+            work()
+    finally:
+        signal.signal(signal.SIGINT, before)
     # What is another's stays.
     assert place.content == b'{"id": "another"}'
 
