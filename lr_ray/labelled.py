@@ -165,10 +165,12 @@ def _long_rewardbench(raw: Raw, place: object, stem: str, number: int) -> Pair:
 
 
 def _id(raw: Raw, place: object, stem: str, number: int) -> str:
+    """RewardBench's `id` is that of a row of its subset, so the subset is part of it."""
     value = next((raw[key] for key in ("prompt_id", "idx", "id") if key in raw), f"{stem}-{number}")
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise ValueError(f"{place}: prompt_id is neither text nor an integer")
-    return str(value)
+    within = raw.get("subset") if not {"prompt_id", "idx"} & raw.keys() and "id" in raw else None
+    return f"{within}-{value}" if within else str(value)
 
 
 def _answers(raw: Raw, names: tuple[str, ...], place: object, *, distinct: bool = True) -> list[str]:

@@ -145,7 +145,7 @@ def test_the_verb_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert result["repeats"]["judgings"] == 2
     assert result["direct"]["consistent"]["n"] == 4  # two of the pair with two worse answers
     lines = [orjson.loads(line) for line in (tmp_path / "run/agreement/outcomes.jsonl").open()]
-    assert {line["prompt_id"] for line in lines} == {"Mira", "Toben", "Sela", "short"}
+    assert {line["prompt_id"] for line in lines} == {"Mira", "Toben", "Sela", "chat-short"}
     assert all("unscored" not in line["outcomes"].values() for line in lines)
 
 
@@ -202,7 +202,7 @@ def test_what_any_judging_has_seen_keeps_its_order_and_labels(tmp_path: Path) ->
     asked = settings(tmp_path, "u")
     there = Store(asked.run_dir).sub(labelled.FOLDER)
     inputs.write(there, labelled.scan(asked), 0, None, agreement.seen(there))
-    failed = {"prompt_id": "short", "stage": "judge", "reason": "broken"}
+    failed = {"prompt_id": "chat-short", "stage": "judge", "reason": "broken"}
     there.sub("short").write_rows("failed", [failed], schemas.FAILED)
 
     def write_all(seeds: range) -> None:
@@ -212,8 +212,8 @@ def test_what_any_judging_has_seen_keeps_its_order_and_labels(tmp_path: Path) ->
     write_all(range(1, 9))
     calls = [{"first": 0, "second": 1, "winner": "first", "analysis": "", "unscored": None}]
     direct.folder(there).write_rows(
-        "preferred", [{"prompt_id": "short", "calls": calls}], schemas.SCHEMAS["preferred"]
+        "preferred", [{"prompt_id": "chat-short", "calls": calls}], schemas.SCHEMAS["preferred"]
     )
-    assert agreement.seen(there) == {"short"}
-    with pytest.raises(ValueError, match="'short' was judged with other answers, labels or seed"):
+    assert agreement.seen(there) == {"chat-short"}
+    with pytest.raises(ValueError, match="'chat-short' was judged with other answers, labels or seed"):
         write_all(range(9))

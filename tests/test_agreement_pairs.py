@@ -80,9 +80,19 @@ def test_rewardbench_and_rewardbench_2(tmp_path: Path) -> None:
         "additional_metadata": None,
     }
     assert pairs(tmp_path, first, second) == [
-        Pair("30", None, "Sing.", ["la"], ["no"], "chat"),
-        Pair("ties-4", None, "Name a colour.\n\nOne only.", ["red", "blue"], ["tree", "seven"], "Ties"),
+        Pair("chat-30", None, "Sing.", ["la"], ["no"], "chat"),
+        Pair("Ties-ties-4", None, "Name a colour.\n\nOne only.", ["red", "blue"], ["tree", "seven"], "Ties"),
     ]
+
+
+def test_ids_of_rewardbench_are_those_within_a_subset(tmp_path: Path) -> None:
+    row = {"id": 0, "chosen": "w", "rejected": "l"}
+    both = [{**row, "prompt": f"In {subset}?", "subset": subset} for subset in ("chat", "code")]
+    assert [pair.prompt_id for pair in pairs(tmp_path, *both)] == ["chat-0", "code-0"]
+    alone = {**row, "prompt": "Alone?"}
+    assert [pair.prompt_id for pair in pairs(tmp_path, alone)] == ["0"]
+    named = {**both[0], "prompt_id": "p"}
+    assert [pair.prompt_id for pair in pairs(tmp_path, named)] == ["p"]
 
 
 def test_long_rewardbench(tmp_path: Path) -> None:

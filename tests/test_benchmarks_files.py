@@ -39,6 +39,17 @@ def test_longbench_chat_with_scored_examples(tmp_path: Path) -> None:
     (message,) = first.prompt["messages"]
     assert message == {"role": "user", "content": f"{files.DOCUMENT}\n\n{first.question}"}
     assert first.prompt["context"] == files.DOCUMENT.strip()
+    shots = json.loads((folder / "few_shots.json").read_text())
+    shots[0][0]["score"] = 7.5
+    files.listed(folder / "few_shots.json", shots)
+    assert cases(kind="longbench_chat", path=folder)[0].examples[0]["score"] == "7.5"
+    files.listed(folder / "few_shots.json", shots[:2])
+    with pytest.raises(ValueError, match=r"few_shots\.json: no scored answers for case 3$"):
+        cases(kind="longbench_chat", path=folder)
+    shots[0][0]["score"] = "good"
+    files.listed(folder / "few_shots.json", shots)
+    with pytest.raises(ValueError, match=r"few_shots\.json: case 1: score is a str, not a number$"):
+        cases(kind="longbench_chat", path=folder)
     (folder / "few_shots.json").unlink()
     with pytest.raises(ValueError, match=r"few_shots\.json: no such file; .*THUDM/LongReward"):
         cases(kind="longbench_chat", path=folder)
@@ -51,6 +62,11 @@ def test_longbench_has_its_own_question_or_ours(tmp_path: Path) -> None:
     assert found[0].question == "What does Mira keep, 0?"
     assert found[0].references == ["Mira keeps copper.", "copper"]
     assert found[2].question == longbench.REQUESTS["gov_report"]
+    files.lines(tmp_path / "other" / "qasper.jsonl", [files.longbench_row("qasper", 0, answers=["", "tin"])])
+    assert cases(kind="longbench", path=tmp_path / "other", tasks=["qasper"])[0].references == ["tin"]
+    files.lines(tmp_path / "other" / "qasper.jsonl", [files.longbench_row("qasper", 0, answers=[" "])])
+    with pytest.raises(ValueError, match=r"qasper\.jsonl: line 1: answers are empty"):
+        cases(kind="longbench", path=tmp_path / "other", tasks=["qasper"])
     assert [case.groups for case in found[::2]] == [["qasper"], ["gov_report"], ["vcsum"]]
     assert len(cases(kind="longbench", path=tmp_path, tasks=names, limit=1)) == 3
     assert len(longbench.SETS) == 12
@@ -100,6 +116,36 @@ def test_longbench_v2(tmp_path: Path) -> None:
         ("It could be anything.", None),
         ("Answer: E", None),
         ("Answer: ABC", None),
+        ("The correct answer is: B", "B"),
+        ("The correct answer is: (B)", "B"),
+        ("Answer: \\boxed{B}", "B"),
+        ("So it is $\\boxed{B}$", "B"),
+        ("$$\\boxed{\\text{(C)}}$$", "C"),
+        ("\\boxed{A}, or else \\boxed{B}", None),
+        ("The answer is most likely C.", "C"),
+        ("The answer should be B", "B"),
+        ("The answer should be B or C", None),
+        ("The answer should be A decrease in salt.", None),
+        ("The answer could be B.", None),
+        ("The answer is not B.", None),
+        ("The answer is C++.", None),
+        ("The answer is B-cells.", None),
+        ("Answer - B", "B"),
+        ("Answer: letter D", "D"),
+        ("### Answer\nB) foo", "B"),
+        ("**Final Answer**\n\n(C): foo", "C"),
+        ("### Answer\nA mill stands there.", None),
+        ("Option B is correct.", "B"),
+        ("The rest is wrong.\n- **A** is the best answer, since", "A"),
+        ("Therefore, option (D) is the most correct one.", "D"),
+        ("Option A is correct. Option B is also correct.", None),
+        ("A is correct. B is correct. C is not correct.\nThe answer is C.", "C"),
+        ("Option B is not correct.", None),
+        ("Is option B correct? Whether option B is correct is not said.", None),
+        ("It depends on whether B is correct.", None),
+        ("选项A不正确，选项B正确。", "B"),
+        ("选项B是否正确？", None),
+        ("答案应该是：B", "B"),
         ("", None),
     ],
 )
@@ -121,6 +167,33 @@ def test_mt_bench_has_a_second_turn(tmp_path: Path) -> None:
     assert roles == ["user", "assistant", "user"]
     row = data.to_prompt(second.row(), data.Place("here", -1, 0, 0, 1))
     assert row["prompt"][-1]["content"] == "And twice that?"
+
+
+def test_mt_bench_takes_the_reference_answers_beside_it(tmp_path: Path) -> None:
+    """As FastChat does, for the kinds of question that need one."""
+    path = files.mt_bench(tmp_path / "question.jsonl")
+    answers = [
+        {"question_id": number, "model_id": "gpt-4", "choices": [{"index": 0, "turns": ["Five.", "Ten."]}]}
+        for number in (81, 101)
+    ]
+    beside = files.lines(tmp_path / "reference_answer" / "gpt-4.jsonl", answers)
+    for given in (path, tmp_path):
+        writing, arithmetic = cases(kind="mt_bench", path=given)
+        assert (writing.references, arithmetic.references) == ([], ["Five.", "Ten."])
+    files.lines(beside, [{"question_id": 101, "choices": []}])
+    with pytest.raises(ValueError, match=r"gpt-4\.jsonl: line 1: turns is no list"):
+        cases(kind="mt_bench", path=path)
+
+
+def test_alpaca_eval_2_comes_before_its_first_version(tmp_path: Path) -> None:
+    files.alpaca(tmp_path / "alpaca_eval.json")
+    assert cases(kind="alpaca_eval", path=tmp_path)[0].against == "No idea."
+    newer = [{"instruction": "Say it.", "output": "Newer."}]
+    files.listed(tmp_path / "alpaca_eval_gpt4_baseline.json", newer)
+    assert cases(kind="alpaca_eval", path=tmp_path)[0].against == "Newer."
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match=r"alpaca_eval_gpt4_baseline\.json: no such file"):
+        cases(kind="alpaca_eval", path=tmp_path / "none")
 
 
 def test_alpaca_eval_brings_an_answer_to_win_against(tmp_path: Path) -> None:
@@ -234,8 +307,10 @@ def test_limit_of_a_benchmark_is_spread() -> None:
     assert Benchmark(kind="ruler").label == "ruler"
 
 
-@pytest.mark.parametrize("begun", ["answer:", "Answer is", "答案", "Answer: A"])
-@pytest.mark.parametrize("unit", [" ", "*", "* ", "\n", "(", "option "])
+@pytest.mark.parametrize("begun", ["answer:", "Answer is", "答案", "Answer: A", "### Answer\n", "\\boxed{"])
+@pytest.mark.parametrize(
+    "unit", [" ", "*", "* ", "\n", "(", "option ", "\\boxed{", "so, ", "A ", "answer is likely ", "Answer\n"]
+)
 def test_no_answer_holds_the_search_for_its_choice_up(begun: str, unit: str) -> None:
     began = time.process_time()
     longbench.chosen(begun + unit * (100_000 // len(unit)) + "x")

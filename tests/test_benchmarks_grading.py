@@ -114,6 +114,13 @@ def test_a_grade_off_the_scale_is_unscored(tmp_path: Path, grade: str, number: A
     assert len(requests) == 2
 
 
+def test_an_empty_reference_is_none() -> None:
+    turn = case("turn", references=["five", ""], follow_up="And twice?")
+    assert grading.references(turn) == ["five"]
+    assert grading.references(turn.then("It is 5.")) == [None]
+    assert grading.references(case("answer", references=["", "five"])) == ["five"]
+
+
 def test_the_judge_sees_reference_and_scored_examples_but_no_document(tmp_path: Path) -> None:
     examples: Any = [{"answer": "Copper?", "score": "6"}, {"answer": "Salt!", "score": "2"}]
     of = case("chat", examples=examples)

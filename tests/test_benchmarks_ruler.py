@@ -93,6 +93,17 @@ def test_the_common_words_are_much_more_common(length: int) -> None:
     assert most[ruler.COMMON - 1][1] >= 3 * most[ruler.COMMON][1]
 
 
+def test_common_words_stand_elsewhere_in_every_case() -> None:
+    places = set()
+    for seed in (0, 1):
+        for case in made("common", 1000, cases=3, seed=seed):
+            words = case.prompt["context"].split()
+            places.add(tuple(i for i, word in enumerate(words) if word in case.references)[:10])
+    assert len(places) == 6
+    again = [case.prompt for case in made("common", 1000, cases=2)]
+    assert again == [case.prompt for case in made("common", 1000, cases=2)]
+
+
 def test_recall_is_the_share_found_as_whole_words() -> None:
     assert ruler.recall("They are 1234567 and 7654321.", ["1234567", "7654321"]) == 1
     assert ruler.recall("It is 1,234,567.", ["1234567", "7654321"]) == 0.5

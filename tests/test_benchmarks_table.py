@@ -116,6 +116,12 @@ def test_the_authors_mean_of_four_columns() -> None:
     assert row is not None
     assert row["before"] == pytest.approx((70 + 15 + 55 + 95) / 4)
     assert table.authors_mean(chat, [one[1:] for one in sets]) is None
+    lost = table.authors_mean([chat[0], []], sets)
+    assert lost is not None
+    assert (lost["before"], lost["after"]) == (None, None)
+    nothing = table.authors_mean([[], []], sets)
+    assert nothing is not None
+    assert nothing["before"] is None
 
 
 def test_turns_of_one_conversation_are_one_unit() -> None:

@@ -12,7 +12,7 @@ from lr_ray.benchmarks.verifiable import follows, loosely
 CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("keywords:existence", {"keywords": ["mill", "River"]}, "The MILL by the river.", "The mill."),
     ("keywords:frequency", {"keyword": "tin", "relation": "at least", "frequency": 2}, "Tin, tin.", "Tin."),
-    ("keywords:frequency", {"keyword": "tin", "relation": "less than", "frequency": 2}, "Tin.", "Tin, tin."),
+    ("keywords:frequency", {"keyword": " tin ", "relation": "less than", "frequency": 2}, "x", "Tin,tin."),
     ("keywords:forbidden_words", {"forbidden_words": ["salt"]}, "Salty air.", "It is Salt."),
     (
         "keywords:letter_frequency",
@@ -26,6 +26,24 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
         {"relation": "less than", "num_sentences": 3},
         "Dr. Lee came. She left at 3 p.m. today.",
         "One. Two! Three?",
+    ),
+    (
+        "length_constraints:number_sentences",
+        {"relation": "less than", "num_sentences": 2},
+        "Shopping:\n- apples\n- pears",
+        "Shopping:\n- apples.\n- pears",
+    ),
+    (
+        "length_constraints:number_sentences",
+        {"relation": "less than", "num_sentences": 2},
+        "Wait... it is 1. near the U.S. border",
+        "Wait! \U0001f600",
+    ),
+    (
+        "length_constraints:number_sentences",
+        {"relation": "at least", "num_sentences": 3},
+        "Come at 3 p.m. The mill, etc. Go.",
+        "Come at 3 p.m. Smith has 2. mills.",
     ),
     (
         "length_constraints:number_sentences",
@@ -47,25 +65,53 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
         "One here.\n\nCoppersmiths work.",
     ),
     (
+        "length_constraints:nth_paragraph_first_word",
+        {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "copper"},
+        "One here.\n\n'\"copper? Yes.",
+        "One here.\n\n**Copper** is dear.",
+    ),
+    (
+        "length_constraints:nth_paragraph_first_word",
+        {"num_paragraphs": 2, "nth_paragraph": 1, "first_word": "one"},
+        "One here.\n\n \n\nTwo.",
+        "\n\nOne here.\n\nTwo.",
+    ),
+    (
+        "length_constraints:nth_paragraph_first_word",
+        {"num_paragraphs": 1, "nth_paragraph": 1, "first_word": "copper"},
+        "Copper.",
+        "Copper: it is dear.",
+    ),
+    (
         "detectable_content:number_placeholders",
         {"num_placeholders": 2},
         "Dear [name], [city].",
         "Dear [name].",
     ),
     ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Bye.\n\np.s. Later.", "Steps to take."),
+    (
+        "detectable_content:postscript",
+        {"postscript_marker": " P.S. "},
+        "Bye. P. S. Later.",
+        "I sold my PS 5.",
+    ),
     ("detectable_content:postscript", {"postscript_marker": "P.P.S"}, "Bye. P.P.S More.", "Bye. P.S. One."),
+    ("detectable_content:postscript", {"postscript_marker": "N.B."}, "Bye.\nn.b. Later.", "Bye. nobody"),
     ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "* a\n* b", "* a\n* b\n- c"),
+    ("detectable_format:number_bullet_lists", {"num_bullets": 1}, "- a\n*", "- a\n* b"),
     ("detectable_format:number_bullet_lists", {"num_bullets": 1}, "**bold** is no bullet\n- a", "**bold**"),
-    ("detectable_format:constrained_response", {}, "My answer is maybe.", "I cannot say."),
+    ("detectable_format:constrained_response", {}, "So: My answer is maybe.", "my answer is maybe."),
     ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "*a* and **b**", "*a* and * *"),
+    ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "***a***", "**a** and ****"),
     (
         "detectable_format:multiple_sections",
-        {"section_spliter": "Section", "num_sections": 2},
-        "Section 1\nA.\nSection 2\nB.",
-        "Section 1\nA. Section.",
+        {"section_spliter": " Section ", "num_sections": 2},
+        "Section 1\nA.\nSection2\nB.",
+        "Section 1\nA. Section  2.",
     ),
     ("detectable_format:json_format", {}, '```json\n{"a": [1]}\n```', '{"a": }'),
     ("detectable_format:title", {}, "<<The Mill>>\nIt stands.", "<< >>\nIt stands."),
+    ("detectable_format:title", {}, "<< >> The Mill >>", "<<The\nMill>>"),
     ("combination:two_responses", {}, "One.\n******\nTwo.", "One.\n******\nOne."),
     (
         "combination:repeat_prompt",
@@ -80,6 +126,12 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
         {"capital_relation": "less than", "capital_frequency": 2},
         "ONE is enough",
         "ONE and TWO",
+    ),
+    (
+        "change_case:capital_word_frequency",
+        {"capital_relation": "at least", "capital_frequency": 2},
+        "I'm in the U.S. now",
+        "the U.S. and/OR mill",
     ),
     ("change_case:english_capital", {}, "THE MILL STANDS NEAR THE RIVER.", "THE MILL stands."),
     ("change_case:english_lowercase", {}, "the mill stands near the river.", "The mill stands."),
@@ -168,7 +220,8 @@ def test_an_unknown_instruction_is_unscored_and_counted() -> None:
 def test_a_choice_is_right_wrong_or_not_stated() -> None:
     of = Case("k", asked("Which?"), "choice", "Which?", references=["B"]).named("v2")
     assert values(of, "Answer: B", "Answer: C", "Hard to say.") == {
-        "accuracy": [(100.0, 1.0), (0.0, 1.0), (None, 1.0)]
+        "accuracy": [(100.0, 1.0), (0.0, 1.0), (None, 1.0)],
+        "accuracy as published, no choice is wrong": [(100.0, 1.0), (0.0, 1.0), (0.0, 1.0)],
     }
 
 

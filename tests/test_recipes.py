@@ -65,7 +65,7 @@ def _size(shape: list[int]) -> int:
 def test_rounds_are_planned_too(capsys: pytest.CaptureFixture[str]) -> None:
     path = JOBS / "recipes" / "llama-3.1-8b-one-gpu.yaml"
     assert rounds.main([str(path), "--rounds", "4", "--plan", *TINY]) == 0
-    assert "rounds: 4, each about as above" in capsys.readouterr().out
+    assert "rounds: 4; " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", RECIPES + SHARED, ids=named)
@@ -105,6 +105,8 @@ def test_published_settings_are_the_papers() -> None:
     assert (judge.retrieval.chunk_tokens, judge.retrieval.top_k) == (128, 5)
     assert len(set(judge.weights.model_dump().values())) == 1
     assert run.pairs.min_candidates == 5
+    (alpaca,) = (one for one in run.evaluation.benchmarks if one.kind == "alpaca_eval")
+    assert alpaca.path.endswith("/alpaca_eval_gpt4_baseline.json")  # AlpacaEval 2, which it reports
     tokens = run.suppose.context_tokens
     assert min(tokens) >= 8000
     assert max(tokens) <= 65536

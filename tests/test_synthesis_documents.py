@@ -115,18 +115,77 @@ def test_a_page_is_what_its_reader_sees() -> None:
 
 
 @pytest.mark.parametrize(
+    ("page", "lines"),
+    [
+        ("<p>Last<nav><ul><li>Home</li><li>MENU", ["Last"]),
+        ("<p>Text<footer><div>gone</div></footer>after", ["Text", "after"]),
+        ("<p>Text<template><div>gone</div><p>gone</template> on", ["Text on"]),
+        ("<p>Text<svg><p>gone</svg> on", ["Text on"]),
+        ("<p>Text<button>gone<div>gone</div></button> on", ["Text on"]),
+        ("<p>Text<span hidden>gone<div>gone</div></span> on", ["Text on"]),
+        ("<p hidden>gone<br>gone<p>shown", ["shown"]),
+        ("<p>one<table><tr><td><p hidden>gone<td>two</table>three", ["one", "two", "three"]),
+        ("<form id=all><div><h1>Title</h1><p>Body<select><option>gone</select></form>", ["Title", "Body"]),
+        ("<p>Text<form><datalist><option>gone</datalist>asked</form>", ["Text", "asked"]),
+    ],
+)
+def test_what_is_hidden_stays_so_after_an_open_paragraph(page: str, lines: list[str]) -> None:
+    text = extracted(page.encode(), "html", 10_000)
+    assert [line.strip() for line in text.split("\n") if line.strip()] == lines
+
+
+UNREADABLE = "its encoding is not what it says, or not known"
+
+
+@pytest.mark.parametrize(
     ("data", "text"),
     [
         ('<meta charset="gb18030"><p>桥梁'.encode("gb18030"), "桥梁"),
+        ("<meta charset=gb2312><p>朱镕基".encode("gbk"), "朱镕基"),  # the second is not in GB 2312
+        ("<META HTTP-EQUIV=content-type CONTENT='text/html; CHARSET=x-gbk'><p>桥".encode("gbk"), "桥"),
+        ('<?xml version="1.0" encoding="Shift_JIS"?><p>①橋'.encode("cp932"), "①橋"),
+        (b"<meta charset=ISO-8859-1><p>\x93Br\xfccke\x94", "“Brücke”"),
+        (b"<meta charset=us-ascii><p>Br\xfccke", "Brücke"),
+        ("<meta charset=windows-1251><p>мост".encode("cp1251"), "мост"),
+        ("<script charset=gbk></script><p>Brücke".encode(), "Brücke"),
+        ("<meta charset=utf-16><p>Brücke".encode(), "Brücke"),
         ("<p>Brücke".encode(), "Brücke"),
         ("<p>Brücke".encode("utf-16"), "Brücke"),
-        ("<p>Brücke".encode("latin-1"), "its encoding is not what it says, or not known"),
-        (b"<meta charset=no-such-thing><p>x", "its encoding is not what it says, or not known"),
-        (b"<meta charset=zlib_codec><p>x", "its encoding is not what it says, or not known"),
+        ("<p>Brücke".encode("latin-1"), UNREADABLE),
+        (b"<meta charset=no-such-thing><p>x", UNREADABLE),
+        (b"<meta charset=zlib_codec><p>x", UNREADABLE),
+        (b"<meta charset=utf-7><p>+AHg-", UNREADABLE),
     ],
 )
 def test_the_encoding_is_what_the_page_says(data: bytes, text: str) -> None:
     assert extracted(data, "html", 1000).strip() == text
+
+
+def test_a_few_bytes_that_are_nothing_are_lost_and_not_the_page() -> None:
+    page = b"<meta charset=gb2312><script>" + b"x" * 9000 + b"</script><p>"
+    good = "桥".encode("gbk")
+    assert extracted(page + good * 999 + b"\xff", "html", 9000) == "桥" * 999 + "�"
+    # The share is of what is shown, so a long script hides nothing.
+    assert extracted(page + (good * 99 + b"\xff ") * 10, "html", 9000) == UNREADABLE
+    assert extracted("<p>� is U+FFFD".encode(), "html", 1000) == "� is U+FFFD"
+
+
+def test_plain_text_in_gb18030_is_read_where_it_can_be_nothing_else(tmp_path: Path) -> None:
+    texts = {
+        "gb18030": "这座桥是在一千五百年建成的，它的名字叫做劳达。" * 40,
+        "big5": "這座橋是在一千五百年建成的，它的名字叫做勞達。" * 40,
+        "euc_jp": "この橋は千五百年に建てられたもので、その名前はラウダという。" * 40,
+        "cp949": "이 다리는 천오백년에 세워졌으며 그 이름은 라우다라고 한다. " * 40,
+        "koi8-r": "Этот мост был построен в тысяча пятисотом году и называется Лауда. " * 40,
+        "latin-1": "Die Brücke über den Fluß wurde im Jahr fünfzehnhundert gebaut. " * 40,
+    }
+    for encoding, text in texts.items():
+        (tmp_path / f"{encoding}.txt").write_bytes(text.encode(encoding))
+    (tmp_path / "english.txt").write_bytes((STORY + "的").encode("gb18030"))
+    found = {Path(row["name"]).stem: row for row in read(tmp_path)}
+    assert found.pop("gb18030")["text"] == texts["gb18030"]
+    assert {row["dropped"] for row in found.values()} == {"not UTF-8 text"}
+    assert len(found) == 6
 
 
 @pytest.mark.parametrize(

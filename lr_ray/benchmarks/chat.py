@@ -8,8 +8,11 @@ from lr_ray.benchmarks.case import Case, Check, asked
 from lr_ray.config import Benchmark
 
 MT_SOURCE = "MT-Bench's question.jsonl is in lm-sys/FastChat on GitHub (fastchat/llm_judge/data/mt_bench)"
+MT_ANSWERS = "reference_answer/gpt-4.jsonl"
+MT_REFERRED = ("math", "reasoning", "coding")
 ALPACA_SOURCE = (
-    "AlpacaEval's alpaca_eval.json is in tatsu-lab/alpaca_eval on the Hugging Face hub (data sets)"
+    "AlpacaEval 2's alpaca_eval_gpt4_baseline.json is in tatsu-lab/alpaca_eval on the Hugging Face hub (data "
+    "sets); alpaca_eval.json beside it has the weaker answers of AlpacaEval 1"
 )
 IFEVAL_SOURCE = (
     "IFEval's input_data.jsonl is in google-research/google-research on GitHub (instruction_following_eval)"
@@ -17,26 +20,49 @@ IFEVAL_SOURCE = (
 
 
 def mt_bench(benchmark: Benchmark) -> Iterator[Case]:
-    """MT-Bench: `question_id, category, turns`, and `reference` answers, one a turn, where there are any."""
+    """MT-Bench: `question_id, category, turns`, and `reference` answers, one a turn, where there are any.
+
+    As in FastChat, math, reasoning and coding are graded by `reference_answer/gpt-4.jsonl` beside the
+    questions, where that is there.
+    """
     url = files.within(benchmark.path, "question.jsonl")
+    answers = _reference_answers(files.beside(url, MT_ANSWERS))
     for row in files.spread(files.rows(url, MT_SOURCE), benchmark.limit):
         turns = row.texts("turns")
         if len(turns) > 2:
             raise ValueError(f"{row.place}: {len(turns)} turns, and MT-Bench has two")
+        key, category = row.text("question_id"), row.text("category")
+        own = row.texts("reference") if row.raw.get("reference") else []
         yield Case(
-            key=row.text("question_id"),
+            key=key,
             prompt=asked(turns[0]),
             grade="turn",
             question=turns[0],
-            groups=["turn 1", row.text("category")],
-            references=row.texts("reference") if row.raw.get("reference") else [],
+            groups=["turn 1", category],
+            references=answers.get(key, own) if category in MT_REFERRED else own,
             follow_up=turns[1] if len(turns) > 1 else None,
         )
 
 
+def _reference_answers(url: str) -> dict[str, list[str]]:
+    """Question id → an answer a turn; nothing where there is no such file."""
+    if not files.exists(url):
+        return {}
+    found = {}
+    for row in files.rows(url, MT_SOURCE):
+        choices = row.raw.get("choices")
+        first = choices[0] if isinstance(choices, list) and choices else None
+        choice = files.Row(row.place, first if isinstance(first, dict) else {})
+        found[row.text("question_id")] = choice.texts("turns")
+    return found
+
+
 def alpaca(benchmark: Benchmark) -> Iterator[Case]:
-    """AlpacaEval: `instruction`, and `output`, where there is one, as the answer to win against."""
-    url = files.within(benchmark.path, "alpaca_eval.json", "alpaca_eval_gpt4_baseline.json")
+    """AlpacaEval: `instruction`, and `output`, where there is one, as the answer to win against.
+
+    In a folder that of AlpacaEval 2, which is GPT-4 Turbo's, comes before that of AlpacaEval 1.
+    """
+    url = files.within(benchmark.path, "alpaca_eval_gpt4_baseline.json", "alpaca_eval.json")
     rows = list(enumerate(files.rows(url, ALPACA_SOURCE)))
     for number, row in files.spread(rows, benchmark.limit):
         instruction = row.text("instruction")

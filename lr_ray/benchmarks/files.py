@@ -1,6 +1,7 @@
 """Rows of published files: JSON lines, a JSON list or parquet, each with its place."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
@@ -28,6 +29,20 @@ class Row(NamedTuple):
         if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
             raise ValueError(f"{self.place}: {key} is {_what(value)}, not text")
         return str(value)
+
+    def number(self, key: str) -> str:
+        """The number under `key`, which may be written as text, as text.
+
+        Raises:
+            ValueError: it is missing or no number.
+        """
+        value = self.raw.get(key)
+        try:
+            if isinstance(value, bool) or not isfinite(float(value)):  # pyrefly: ignore
+                raise ValueError
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.place}: {key} is {_what(value)}, not a number") from error
+        return str(value).strip()
 
     def texts(self, key: str, least: int = 1) -> list[str]:
         """The list of texts under `key`.
@@ -63,6 +78,11 @@ def within(path: str, *names: str) -> str:
         return path
     inside = [f"{path.rstrip('/')}/{name}" for name in names]
     return next((url for url in inside if exists(url)), inside[0])
+
+
+def beside(url: str, name: str) -> str:
+    """The file of this name in the same folder, or below it."""
+    return url[: url.rfind("/") + 1] + name
 
 
 def rows(url: str, source: str) -> list[Row]:

@@ -67,10 +67,11 @@ SCALES = {
 def references(case: Case) -> list[str | None]:
     """What an answer is held against, each in a call of its own; one call without any where there is none.
 
-    A turn has one reference of its own; the others are those of later turns.
+    A turn has one reference of its own; the others are those of later turns, and an empty one is none.
     """
     one = case.grade in ("turn", "chat")
-    return [*(case.references[:1] if one else case.references)] or [None]
+    found = case.references[:1] if one else case.references
+    return [text for text in found if text.strip()] or [None]
 
 
 def messages(case: Case, lang: str, answer: str, reference: str | None) -> list[rows.Message]:

@@ -47,12 +47,12 @@ def paired(before: Points, after: Points, strata: Mapping[str, str] | None = Non
 def shared(
     before: Points, after: Points, strata: Mapping[str, str] | None, shares: Mapping[str, float] | None
 ) -> Comparison:
-    """As `paired`, with the share of each stratum in the mean; they add up to 1."""
+    """As `paired`, with the share in the mean of each stratum that has to be there; they add up to 1."""
     ids = sorted(before.keys() & after.keys())
     if strata is None and all(before[one].weight == after[one].weight == 1 for one in ids):
         return compare({one: before[one].value for one in ids}, {one: after[one].value for one in ids})
     of = {one: strata[one] if strata else "" for one in ids}
-    names = sorted(set((strata or of).values()))
+    names = sorted(shares or set((strata or of).values()))
     if not ids or set(of.values()) != set(names):
         return _nothing(len(ids))
     part = {name: 1 / len(names) for name in names} if shares is None else shares

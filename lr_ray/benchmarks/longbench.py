@@ -31,23 +31,40 @@ LETTERS = "ABCD"
 FORM = "Explain briefly if you need to, then end with a line of its own: Answer: followed by the letter."
 # A statement of the final answer; a letter that merely occurs in the text is none. What stands between its
 # parts is bounded: unbounded runs of the same signs next to each other take time in their length's square.
-_OPEN, _CLOSE = r"[*_`\"'“(（\[\s]{0,20}", r"[*_`\"'”)）\].\s]{0,20}"
+_OPEN = r"(?:[*_`\"'“(（\[{$\s]|\\[(\[]|\\[a-z]{2,8}\{){0,20}"
+_CLOSE = r"[*_`\"'”)）\]}$\\.\s]{0,20}"
 # "A" before a word may be the article: "Answer: A decrease in salt" states no choice, "A because" does.
 _ARTICLE = r"(?![ \t](?!(?:or|and|because|since|as|is|but|for|given|while|which|not)\b)[a-z])"
-_LETTER = rf"(A{_ARTICLE}(?![A-Za-z0-9])|[B-D](?![A-Za-z0-9]))"
+_END = r"(?![A-Za-z0-9+#]|-[A-Za-z])"
+_LETTER = rf"(A{_ARTICLE}{_END}|[B-D]{_END})"
+_IS = r"is|(?:should|must|would|will|has\sto)\sbe|(?:seems|appears)\sto\sbe"
+_SURELY = "(?:most|very)\\s{1,8}likely|likely|probably|therefore|thus|hence|then|clearly|definitely|indeed"
 _STATED = re.compile(
-    r"(?:(?i:answer|choice|option)[*_]{0,8}\s{0,8}(?i:is|:|：)[*_]{0,8}\s{0,8}(?i:option\s{0,8}|choice\s{0,8})?"
-    rf"|(?:答案|选项)\s{{0,8}}(?:是|为|应选|选|:|：){{0,4}}){_OPEN}{_LETTER}"
+    rf"(?:(?i:answer|choice|option)[*_]{{0,8}}\s{{0,8}}(?:(?i:{_IS})\b|[:：–—-])(?:\s{{1,8}}(?i:{_SURELY})\b)?"
+    rf"[*_]{{0,8}}\s{{0,8}}[:：]?[*_]{{0,8}}\s{{0,8}}(?i:(?:option|choice|letter)\b\s{{0,8}})?"
+    r"|\\boxed\{"
+    rf"|(?:答案|选项)\s{{0,8}}(?:应该|应|是|为|选|:|：){{1,4}}|答案\s{{0,8}}){_OPEN}{_LETTER}"
     rf"(?:{_CLOSE}(?i:or|and|/|,|或|和|、){_OPEN}{_LETTER})?"
 )
-_ALONE = re.compile(r"[\s*_`\"'“”(（\[]*([A-D])(?![A-Za-z0-9])[\s*_`\"'“”)）\].:：]*")
+# "Option B is correct", where a sentence begins, so that none who asks or doubts whether it is states it.
+_CALLED = re.compile(
+    rf"(?:^(?!\n)|[.!?:;]\s{{1,8}}|\b(?i:so|and|but|thus|hence|therefore),?\s{{1,8}})[#>*_\s-]{{0,8}}"
+    rf"(?:(?i:(?:option|choice|answer|letter)\s{{1,8}}){_OPEN}|{_OPEN}){_LETTER}{_CLOSE}"
+    r"(?i:is\s{1,8}(?:also\s{1,8})?(?:the\s{1,8})?(?:most\s{1,8})?(?:correct|right|best)\b)"
+    rf"|选项\s{{0,8}}{_OPEN}{_LETTER}{_CLOSE}[是为]{{0,2}}(?:正确|对的|最佳|最合适)",
+    re.MULTILINE,
+)
+_ALONE = re.compile(r"[\s*_`\"'“”(（\[$]*([A-D])(?![A-Za-z0-9])[\s*_`\"'“”)）\].:：$]*")
 _LED = re.compile(r"[\s*_`(（\[]*([A-D])(?:[)）\].:：]|\*\*)\s*\S")
+_HEADING = re.compile(
+    r"^[#*_ ]{0,16}(?:(?:the|my|final|correct)[ ]){0,3}answer[*_:： ]{0,8}$", re.IGNORECASE | re.MULTILINE
+)
 
 
 def chat(benchmark: Benchmark) -> Iterator[Case]:
     """LongBench-Chat: `idx, prompt, query, answer`, and up to three scored example answers a case."""
     url = files.within(benchmark.path, "test_cases.json", "test_cases.jsonl")
-    shots = url.rpartition("/")[0] + "/few_shots.json"
+    shots = files.beside(url, "few_shots.json")
     if not files.exists(shots):
         raise ValueError(f"{shots}: no such file; {CHAT_SOURCE}")
     scored = files.parse(shots)
@@ -57,7 +74,8 @@ def chat(benchmark: Benchmark) -> Iterator[Case]:
         number, query, prompt = row.raw.get("idx"), row.text("query"), row.text("prompt")
         if not isinstance(number, int) or isinstance(number, bool):
             raise ValueError(f"{row.place}: idx is no integer")
-        of_case = scored[number - 1] if 1 <= number <= len(scored) else []
+        if not 1 <= number <= len(scored):
+            raise ValueError(f"{shots}: no scored answers for case {number}")
         context = prompt.strip().removesuffix(query.strip()).strip() or prompt
         yield Case(
             key=str(number),
@@ -70,7 +88,7 @@ def chat(benchmark: Benchmark) -> Iterator[Case]:
             grade="chat",
             question=query,
             references=[row.text("answer")],
-            examples=_examples(of_case, f"{shots}: case {number}"),
+            examples=_examples(scored[number - 1], f"{shots}: case {number}"),
         )
 
 
@@ -78,7 +96,7 @@ def _examples(scored: Any, place: str) -> list[Example]:
     if not isinstance(scored, list):
         raise ValueError(f"{place}: no list of scored answers")
     rows = [files.Row(place, one if isinstance(one, dict) else {}) for one in scored]
-    return [{"answer": row.text("answer"), "score": row.text("score")} for row in rows]
+    return [{"answer": row.text("answer"), "score": row.number("score")} for row in rows]
 
 
 def sets(benchmark: Benchmark) -> Iterator[Case]:
@@ -97,8 +115,15 @@ def sets(benchmark: Benchmark) -> Iterator[Case]:
                 grade="summary" if SETS[name] == SUMMARY else "answer",
                 question=asked,
                 groups=[name],
-                references=row.texts("answers"),
+                references=_answers(row),
             )
+
+
+def _answers(row: files.Row) -> list[str]:
+    found = [text for text in row.texts("answers") if text.strip()]
+    if not found:
+        raise ValueError(f"{row.place}: answers are empty")
+    return found
 
 
 def choices(benchmark: Benchmark) -> Iterator[Case]:
@@ -128,15 +153,25 @@ def choices(benchmark: Benchmark) -> Iterator[Case]:
 def chosen(answer: str) -> str | None:
     """The letter that an answer states as its choice; None where it states none, or several.
 
-    It counts as stated after "answer:" or "answer is" (答案), or alone on the first or the last line, or
-    where the whole answer begins with it, as in "B) Because".
+    It counts as stated after "answer:", "answer is" and their like (答案) or in \\boxed{}; where that is not
+    there, in "option B is correct"; then alone on the first or the last line; then where the whole answer,
+    or what follows a heading "Answer", begins with it, as in "B) Because".
     """
-    stated = {letter for pair in _STATED.findall(answer) for letter in pair if letter}
-    if not stated:
-        lines = [line for line in answer.splitlines() if line.strip()]
-        alone = (_ALONE.fullmatch(line) for line in (lines[:1] + lines[-1:]))
-        stated = {match[1] for match in alone if match}
-    if not stated:
-        led = _LED.match(answer)
-        stated = {led[1]} if led else set()
-    return stated.pop() if len(stated) == 1 else None
+    for letters in (_said(_STATED, answer), _said(_CALLED, answer), _alone(answer), _led(answer)):
+        if letters:
+            return letters.pop() if len(letters) == 1 else None
+    return None
+
+
+def _said(pattern: re.Pattern[str], answer: str) -> set[str]:
+    return {letter for letters in pattern.findall(answer) for letter in letters if letter}
+
+
+def _alone(answer: str) -> set[str]:
+    lines = [line for line in answer.splitlines() if line.strip()]
+    return {match[1] for line in lines[:1] + lines[-1:] if (match := _ALONE.fullmatch(line))}
+
+
+def _led(answer: str) -> set[str]:
+    starts = [0, *(heading.end() for heading in _HEADING.finditer(answer))]
+    return {match[1] for start in starts if (match := _LED.match(answer, start))}

@@ -9,6 +9,7 @@ from lr_ray.judge.together import Missing
 from lr_ray.rows import Candidate
 
 NO_CHOICE = "the answer states no choice, or several"
+PUBLISHED = "accuracy as published, no choice is wrong"
 STRICT, LOOSE = "strict", "loose"
 
 
@@ -19,10 +20,11 @@ def grade(case: Case, candidates: list[Candidate]) -> Graded:
 
 
 def _choice(case: Case, answer: str, index: int) -> list[Given]:
-    """Right or wrong; an answer that states no choice is neither."""
+    """Right or wrong; an answer that states no choice is neither, but by the published measure wrong."""
     letter = longbench.chosen(answer)
-    value = Missing(NO_CHOICE) if letter is None else 100.0 * (letter == case.references[0])
-    return [given(index, "accuracy", value)]
+    right = 100.0 * (letter == case.references[0])
+    stated = Missing(NO_CHOICE) if letter is None else right
+    return [given(index, "accuracy", stated), given(index, PUBLISHED, right)]
 
 
 def _recall(case: Case, answer: str, index: int) -> list[Given]:

@@ -202,6 +202,7 @@ def _common(chance: random.Random, length: int, _: float, measured: Measured) ->
     _enough(total - 2 * COMMON * often, length)
     seldom = SELDOM if often >= 3 * SELDOM else 1
     expected, others = vocabulary[:COMMON], vocabulary[COMMON:]
+    order = chance.getrandbits(64)
 
     def listed(count: int) -> str:
         # A vocabulary that a very long list uses up is gone through again, which both kinds share.
@@ -209,7 +210,7 @@ def _common(chance: random.Random, length: int, _: float, measured: Measured) ->
         most = [word for word in expected for _ in range(often * rounds)]
         rest = [word for word in others[: -(-count // (seldom * rounds))] for _ in range(seldom * rounds)]
         both = most + rest[: max(0, count - len(most))]
-        random.Random(length).shuffle(both)
+        random.Random(order).shuffle(both)
         return " ".join(both)
 
     puzzle = Puzzle([], question, expected)

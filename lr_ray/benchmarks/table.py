@@ -113,7 +113,7 @@ def duels(label: str, compared: Sequence[Graded]) -> list[Row]:
 
 
 def authors_mean(chat: Sequence[Sequence[Graded]], sets: Sequence[Sequence[Graded]]) -> Row | None:
-    """The mean of the four columns of the paper's table; None unless all 12 data sets are there."""
+    """The mean of the four columns of the paper's table, unknown where one is; None without all 12 sets."""
     of = {row["unit"]: row["groups"][0] for side in sets for row in side}
     if set(of.values()) != set(SETS):
         return None

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from lr_ray.config.section import Section
+from lr_ray.config.section import Paths, Section
 
 Sees = Literal["question", "document"]
 BenchmarkKind = Literal[
@@ -61,7 +61,7 @@ class Benchmark(Section):
 
 
 class Evaluation(Section):
-    prompts: list[str] = []
+    prompts: Paths = []
     """Held-out prompts, judged as the training candidates are; none: no evaluation on them."""
     n: int = Field(1, ge=1)
     """Answers a prompt and model."""

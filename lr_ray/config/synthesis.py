@@ -4,14 +4,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lr_ray.config.section import Section
+from lr_ray.config.section import Paths, Section
 
 QuestionKind = Literal["integrative", "multi-hop", "general", "look-up"]
 KINDS: list[QuestionKind] = ["integrative", "multi-hop", "general", "look-up"]
 
 
 class Synthesis(Section):
-    documents: list[str] = []
+    documents: Paths = []
     """Documents: text, markdown, HTML, PDF, jsonl or parquet; files, globs or folders with all below them,
     local or s3://, gs://, hf://datasets/…. A jsonl or parquet row is one document: its text, content,
     document or context."""

@@ -4,40 +4,36 @@ Documents are hostile. HTML and PDF are opened in a process of their own (`extra
 to a bound, and a name that comes from data is only ever shown.
 """
 
+import codecs
 import fnmatch
 import hashlib
-import io
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
-import orjson
-import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from lr_ray.config import Synthesis
 from lr_ray.judge.chunks import Measure
 from lr_ray.llm.messages import language
 from lr_ray.rows import Document
 from lr_ray.store import filesystem
-from lr_ray.synthesis import extract
+from lr_ray.synthesis import extract, tables
+from lr_ray.synthesis.tables import NOT_TEXT, TOO_LARGE, Dropped
 
 KINDS = {
     **dict.fromkeys((".txt", ".text", ".md", ".markdown"), "text"),
     **dict.fromkeys((".html", ".htm", ".xhtml"), "html"),
     **{".pdf": "pdf", ".jsonl": "jsonl", ".parquet": "parquet"},
 }
-FIELDS = ("text", "content", "document", "context")  # of a row; the first that is there is the document
 SHORTEST = 200  # tokens; a document with fewer is none
 SECONDS = 180  # until a file that is being opened is given up; of CPU it gets less
-ROWS = 16  # of a parquet file in memory at once
+OF = "的"
 
-T = TypeVar("T")
-
+_HAN = re.compile("[\u4e00-\u9fff]")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff]")
 
 
@@ -114,38 +110,57 @@ def read(file: File, settings: Synthesis, measure: Measure) -> Iterator[Document
     """
     most = int(settings.max_document_mb * 1e6)
     kind = _kind(file.name)
-    if kind in ("jsonl", "parquet"):
-        for name, text in (_lines if kind == "jsonl" else _groups)(file, most):
-            yield _document(name, text, most, measure)
+    fs, path = filesystem(file.url)
+    if kind == "jsonl":
+        with fs.open_input_stream(path) as stream:
+            for name, text in tables.lines(file.name, stream, most):
+                yield _document(name, text, most, measure)
+    elif kind == "parquet":
+        with fs.open_input_file(path) as stream:
+            for name, text in tables.groups(file.name, stream, file.size, most):
+                yield _document(name, text, most, measure)
     else:
         yield _document(file.name, _opened(file, str(kind), most), most, measure)
 
 
-class Dropped(str):
-    """Why a document has no text."""
-
-
 def _opened(file: File, kind: str, most: int) -> str:
     if file.size > most:
-        return Dropped("larger than synthesis.max_document_mb")
+        return Dropped(TOO_LARGE)
     fs, path = filesystem(file.url)
     with fs.open_input_stream(path) as stream:
         data = stream.read(most + 1)
     if len(data) > most:
-        return Dropped("larger than synthesis.max_document_mb")
+        return Dropped(TOO_LARGE)
     if kind == "text":
         return _decoded(data)
     return extracted(data, kind, most)
 
 
 def _decoded(data: bytes) -> str:
-    marks = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-    encoding = next((name for mark, name in marks if data.startswith(mark)), "utf-8")
+    """Text in UTF-8, in UTF-16 with its mark, or in GB18030 where it is no other; else it is dropped."""
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = _in(data, "utf-16" if marked else "utf-8")
+    if text is None and not marked:
+        text = _chinese(data)
+    return Dropped(NOT_TEXT) if text is None or "\0" in text else text
+
+
+def _in(data: bytes, encoding: str) -> str | None:
     try:
-        text = data.decode(encoding)
+        return data.decode(encoding)
     except ValueError:
-        return Dropped("not UTF-8 text")
-    return Dropped("not UTF-8 text") if "\0" in text else text
+        return None
+
+
+def _chinese(data: bytes) -> str | None:
+    """The text if it is Chinese prose in GB18030.
+
+    Nearly all bytes are characters of GB18030, so that is no sign of it. Prose is: half of it and more are
+    Chinese characters, and every thirtieth is "of", which other encodings' texts come upon by chance only.
+    """
+    text = _in(data, "gb18030") or ""
+    characters = len(_HAN.findall(text))
+    return text if characters * 2 >= len(text) and text.count(OF) * 100 >= characters > 0 else None
 
 
 def extracted(data: bytes, kind: str, most: int, seconds: float = SECONDS) -> str:
@@ -172,7 +187,7 @@ def _document(name: str, text: str, most: int, measure: Measure) -> Document:
         text = _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
         tokens = int(measure.upto(text)[-1]) // measure.unit if text else 0
         if len(text) > most:
-            dropped = "larger than synthesis.max_document_mb"
+            dropped = TOO_LARGE
         elif tokens < SHORTEST:
             dropped = "no text" if not text else f"shorter than {SHORTEST} tokens"
     kept = "" if dropped else text
@@ -185,63 +200,3 @@ def _document(name: str, text: str, most: int, measure: Measure) -> Document:
         "text": kept,
         "dropped": dropped,
     }
-
-
-def _lines(file: File, most: int) -> Iterator[tuple[str, str]]:
-    """Name and text of each row of a jsonl file; a line is never held beyond the bound."""
-    fs, path = filesystem(file.url)
-    longest = 2 * most + 65536  # of a line: its JSON escapes what is not ASCII, and other fields stand beside
-    with fs.open_input_stream(path) as stream:
-        reader = io.BufferedReader(stream, 1 << 20)  # pyrefly: ignore
-        number = 0
-        while line := reader.readline(longest):
-            number += 1
-            name = f"{file.name}: line {number}"
-            if len(line) == longest and not line.endswith(b"\n"):
-                while (more := reader.readline(longest)) and not more.endswith(b"\n"):
-                    pass
-                yield name, Dropped("larger than synthesis.max_document_mb")
-            elif line.strip():
-                yield name, _text(_parsed(line, name), name, most)
-
-
-def _parsed(line: bytes, name: str) -> dict[str, Any]:
-    try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise ValueError(f"{name}: not valid JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{name}: not a JSON object")
-    return row
-
-
-def _groups(file: File, most: int) -> Iterator[tuple[str, str]]:
-    """Name and text of each row of a parquet file, a few rows and its text column alone in memory."""
-    fs, path = filesystem(file.url)
-    with fs.open_input_file(path) as stream:
-        parquet = _parquet(file.name, lambda: pq.ParquetFile(stream))
-        field = next((name for name in FIELDS if name in parquet.schema_arrow.names), None)
-        if field is None:
-            raise ValueError(f"{file.name}: no column {', '.join(FIELDS)}")
-        number = 0
-        batches = parquet.iter_batches(ROWS, columns=[field])
-        while (batch := _parquet(file.name, lambda: next(batches, None))) is not None:
-            for value in batch.to_pydict()[field]:
-                number += 1
-                name = f"{file.name}: row {number}"
-                yield name, _text({field: value}, name, most)
-
-
-def _parquet(name: str, work: Callable[[], T]) -> T:
-    try:
-        return work()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{name}: not a whole parquet file: {error}") from error
-
-
-def _text(row: dict[str, Any], name: str, most: int) -> str:
-    field = next((field for field in FIELDS if row.get(field) is not None), None)
-    text = row.get(field) if field else None
-    if not isinstance(text, str):
-        raise ValueError(f"{name}: no text in {', '.join(FIELDS)}")
-    return Dropped("larger than synthesis.max_document_mb") if len(text) > most else text

@@ -5,6 +5,7 @@ of ours, is given no environment, and holds itself to so much memory and time: d
 stdout, or one line on stderr that says why there is none (then its exit code is `NONE`).
 """
 
+import codecs
 import re
 import resource
 import sys
@@ -15,18 +16,45 @@ MEMORY = 2 << 30  # bytes of address space
 SECONDS = 60  # of CPU
 PAGES = 5000
 NONE = 3
+LOST = 0.002  # of the characters shown may be bytes that are nothing in the page's encoding
 HIDDEN = {
     *("script", "style", "noscript", "template", "svg", "math", "title", "iframe", "object", "canvas"),
-    *("nav", "footer", "form", "select", "button"),
+    *("nav", "footer", "select", "datalist", "button"),
 }
-BLOCKS = {
-    *("address", "article", "aside", "blockquote", "br", "caption", "dd", "details", "dialog", "div", "dl"),
-    *("dt", "fieldset", "figcaption", "figure", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "li"),
-    *("main", "ol", "p", "pre", "section", "summary", "table", "tbody", "tfoot", "thead", "tr", "ul"),
+BLOCKS = {  # end an open paragraph
+    *("address", "article", "aside", "blockquote", "caption", "center", "dd", "details", "dialog", "div"),
+    *("dl", "dt", "fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6"),
+    *("header", "hr", "li", "main", "menu", "nav", "ol", "p", "pre", "section", "summary", "table", "tbody"),
+    *("tfoot", "thead", "tr", "ul"),
 }
+CELLS = {"td", "th"}
+SCOPES = CELLS | {"caption", "object", "table", "template"}  # a paragraph that holds one goes on after it
 VOID = {  # have no end
     *("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"),
 }
+READ_AS = {  # a codec's name → the wider one that browsers take (encoding.spec.whatwg.org); all they know
+    **{name: name for name in ("utf-8", "gb18030", "big5hkscs", "euc_jp", "iso2022_jp", "koi8-r", "koi8-u")},
+    **{f"iso8859-{part}": f"iso8859-{part}" for part in (2, 3, 4, 5, 6, 7, 8, 10, 13, 14, 15, 16)},
+    **{name: name for name in ("cp866", "cp874", *(f"cp125{number}" for number in range(9)))},
+    **{"mac-roman": "mac-roman", "mac-cyrillic": "mac-cyrillic"},
+    **{"ascii": "cp1252", "iso8859-1": "cp1252", "iso8859-9": "cp1254", "iso8859-11": "cp874"},
+    **{"tis-620": "cp874", "gb2312": "gb18030", "gbk": "gb18030", "big5": "big5hkscs", "cp950": "big5hkscs"},
+    **{"shift_jis": "cp932", "cp932": "cp932", "euc_kr": "cp949", "cp949": "cp949"},
+    # A page whose declaration could be read is not in UTF-16.
+    **dict.fromkeys(("utf-16", "utf-16-le", "utf-16-be"), "utf-8"),
+}
+LABELS = {  # of browsers that the standard library has no codec by
+    **{"windows-31j": "cp932", "windows-874": "cp874", "dos-874": "cp874", "windows-949": "cp949"},
+    **{"gb_2312-80": "gbk", "csgb2312": "gbk", "cn-big5": "big5", "iso-8859-8-i": "iso8859-8"},
+    **{"koi8": "koi8-r", "unicode": "utf-8", "unicode-1-1-utf-8": "utf-8"},
+}
+MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+NOT_AS_SAID = "its encoding is not what it says, or not known"
+
+_DECLARED = re.compile(
+    rb"<(?:meta\b[^>]{0,400}?\bcharset|\?xml\b[^>]{0,100}?\bencoding)\s*=\s*[\"']?\s*([\w.:-]{2,40})",
+    re.IGNORECASE,
+)
 
 
 class Unreadable(Exception):
@@ -42,12 +70,13 @@ class _Page(HTMLParser):
         self._open: list[tuple[str, bool]] = []  # elements that have begun, and whether they are not shown
         self._count: Counter[str] = Counter()
         self._hidden = 0
+        self._paragraphs = [0]  # open in the page, and in each open element that they do not end outside of
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in BLOCKS:
+        if (tag in BLOCKS or tag in CELLS) and self._paragraphs[-1]:
             self._close("p")  # as browsers do: a paragraph ends where a block begins
-            self.lines.append([])
-        elif tag in ("td", "th") and self.lines[-1]:
+        self._break(tag)
+        if tag in CELLS and self.lines[-1]:
             self.lines[-1].append(" | ")
         if tag in VOID:
             return
@@ -57,11 +86,13 @@ class _Page(HTMLParser):
         self._open.append((tag, hidden))
         self._count[tag] += 1
         self._hidden += hidden
+        self._paragraphs[-1] += tag == "p"
+        if _bounds(tag, hidden):
+            self._paragraphs.append(0)
 
     def handle_endtag(self, tag: str) -> None:
         self._close(tag)
-        if tag in BLOCKS:
-            self.lines.append([])
+        self._break(tag)
 
     def handle_data(self, data: str) -> None:
         if self._hidden:
@@ -73,35 +104,60 @@ class _Page(HTMLParser):
         else:
             self.lines[-1].append(re.sub(r"\s+", " ", data))
 
+    def _break(self, tag: str) -> None:
+        if (tag in BLOCKS or tag == "br") and not self._hidden:
+            self.lines.append([])
+
     def _close(self, tag: str) -> None:
         while self._count[tag]:
             name, hidden = self._open.pop()
             self._count[name] -= 1
             self._hidden -= hidden
+            if _bounds(name, hidden):
+                self._paragraphs.pop()
+            self._paragraphs[-1] -= name == "p"
             if name == tag:
                 return
+
+
+def _bounds(tag: str, hidden: bool) -> bool:
+    """Whether no paragraph around the element ends in it; nothing hidden is ended by what it holds."""
+    return tag != "p" and (hidden or tag in SCOPES)
 
 
 def html(data: bytes) -> str:
     """What a reader of the page sees: no scripts, styles, menus or hidden parts; a line for each block."""
     page = _Page()
-    page.feed(_decoded(data))
+    encoding = _encoding(data)
+    page.feed(data.decode(encoding, "replace"))
     page.close()
     lines = ("".join(parts).rstrip() for parts in page.lines)
     lines = (re.sub(r"(?<=\S) +", " ", line) for line in lines)
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
+    text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
+    if text.count("\ufffd") > LOST * len(text) and not _whole(data, encoding):
+        raise Unreadable(NOT_AS_SAID)
+    return text
 
 
-def _decoded(data: bytes) -> str:
-    """Text by the byte order mark, else by what the page declares, else UTF-8."""
-    marks = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-    named = re.search(rb"charset\s*=\s*[\"']?\s*([\w.:-]{2,40})", data[:2048])
-    declared = named[1].decode() if named else "utf-8"
-    encoding = next((name for mark, name in marks if data.startswith(mark)), declared)
+def _encoding(data: bytes) -> str:
+    """By the byte order mark, else by what the page declares, else UTF-8."""
+    marked = next((name for mark, name in MARKS if data.startswith(mark)), None)
+    declared = _DECLARED.search(data[:2048])
+    if marked or not declared:
+        return marked or "utf-8"
+    label = declared[1].decode().lower().removeprefix("x-")
     try:
-        return data.decode(encoding)
-    except (LookupError, ValueError) as error:
-        raise Unreadable("its encoding is not what it says, or not known") from error
+        return READ_AS[codecs.lookup(LABELS.get(label, label)).name]
+    except LookupError as error:
+        raise Unreadable(NOT_AS_SAID) from error
+
+
+def _whole(data: bytes, encoding: str) -> bool:
+    try:
+        data.decode(encoding)
+    except ValueError:
+        return False
+    return True
 
 
 def pdf(data: bytes) -> str:
