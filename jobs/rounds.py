@@ -6,8 +6,9 @@
 A round is an ordinary `lr-ray run` in RUN_DIR/round-N. It starts from the model it samples, which is its
 reference too: round N's DPO holds on to round N-1's model, not to the first. Its evaluation has that model as
 the one before. `{round}` in data.prompts is the round's number, for prompts that each round sees alone;
-judge.budget is each round's own. The same command again goes on where it stopped; a round that is finished is
-not looked at again.
+judge.budget is each round's own. What the judge said of a prompt without looking at an answer is taken from
+the round before. The same command again goes on where it stopped; a round that is finished is not looked at
+again.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from lr_ray import config as configs
 from lr_ray.config import Config
 from lr_ray.preflight import STAGES, inputs
 from lr_ray.progress import say
+from lr_ray.reuse import reusing
 from lr_ray.store import Store
 
 DONE, RESULT = "round.json", "rounds.json"
@@ -78,9 +80,11 @@ def run(config: Config, rounds: int) -> int:
     """
     check(config, rounds)
     failed = 0
-    for number in range(1, rounds + 1):
-        failed += _round(of_round(config, number), number)
     base = Store(config.run_dir)
+    for number in range(1, rounds + 1):
+        # What that round took over lies in its own ledger: none before it need be looked at.
+        before = [_folder(base, number - 1)] if number > 1 else []
+        failed += _round(of_round(config, number), number, before)
     told = [_told(_folder(base, number), number) for number in range(1, rounds + 1)]
     base.write(json.dumps(told, indent=2).encode(), RESULT)
     for one in told:
@@ -88,8 +92,8 @@ def run(config: Config, rounds: int) -> int:
     return failed
 
 
-def _round(config: Config, number: int) -> int:
-    """Do a round that is not finished; rows of it that failed for good."""
+def _round(config: Config, number: int, before: list[Store]) -> int:
+    """Do a round that is not finished, with what those `before` paid for; rows of it that failed for good."""
     from lr_ray.training import launch
 
     store = Store(config.run_dir)
@@ -99,7 +103,7 @@ def _round(config: Config, number: int) -> int:
         say(f"round {number}: finished already")
         return finished["failed"]
     say(f"round {number}: from {config.sampling.model}")
-    failed = pipeline.execute(config, STAGES)
+    failed = pipeline.execute(reusing(config, before), STAGES)
     if not launch.done(store):
         raise ValueError(
             f"{store.url}: no model came out of round {number}, so there is nothing to go on from"
@@ -130,6 +134,16 @@ def _line(told: dict[str, Any]) -> str:
     return text
 
 
+def _planned(rounds: int) -> str:
+    """What the forecast of the first round leaves out."""
+    if rounds == 1:
+        return "rounds: 1"
+    return (
+        f"rounds: {rounds}; all above is the first alone. Each of the others takes about as much, less what "
+        "it need not ask again of prompts that the round before had (extracts)"
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run or plan the rounds; an exit code as `lr-ray run` has."""
     parser = argparse.ArgumentParser(
@@ -146,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     from lr_ray import dry_run
 
     print(dry_run.text(of_round(config, 1)))
-    print(f"rounds: {args.rounds}, each about as above")
+    print(_planned(args.rounds))
     return 0
 
 

@@ -1,14 +1,19 @@
 """What came out of the benchmarks: rows for the table of results, and what is missing, and why."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any, NamedTuple
 
 from lr_ray.benchmark_runs import HELD_OUT, Side, answered
 from lr_ray.benchmarks import facts, plain, table
 from lr_ray.benchmarks.case import SECOND, Case
 from lr_ray.benchmarks.grades import Graded
 from lr_ray.benchmarks.intervals import Point, paired
+from lr_ray.config import Config
+from lr_ray.schemas import GRADED
 from lr_ray.store import Store
+
+RULES = "rules"
+"""The folder of grades by plain rules."""
 
 
 def failed(sides: Iterable[Side], store: Store) -> dict[str, int]:
@@ -24,61 +29,117 @@ def failed(sides: Iterable[Side], store: Store) -> dict[str, int]:
     return counts | ({"comparisons": compared} if compared else {})
 
 
-def results(sides: list[Side], store: Store, every: Iterable[Case]) -> tuple[list[table.Row], dict[str, Any]]:
-    """The rows of the results on all cases, and of each benchmark what was cut, is missing, and why."""
-    config = sides[0].config
-    by_label: dict[str, list[Case]] = {}
-    for case in every:
-        by_label.setdefault(case.benchmark, []).append(case)
-    compared = table.by_benchmark(store.sub("evaluation", "wins").rows("graded", _COLUMNS))
-    rows: list[table.Row] = []
+Facts = dict[str, dict[str, float]]
+"""Metric → prompt id → mean over the prompt's answers."""
+
+
+class Found(NamedTuple):
+    """What was found of both sides, the model before first, by what a benchmark is called in the results;
+    of the held-out prompts facts by None, comparisons of the two by `HELD_OUT`."""
+
+    grades: dict[str, tuple[list[Graded], list[Graded]]]
+    facts: dict[str | None, tuple[Facts, Facts]]
+    duels: dict[str, list[Graded]]
+
+
+def results(
+    sides: list[Side], store: Store, every: Iterable[Case], held_out: Set[str]
+) -> tuple[list[table.Row], dict[str, Any], dict[str, Any]]:
+    """The rows of the results on all cases, of each benchmark what was cut, is missing, and why, and of the
+    held-out prompts (`held_out` are their ids) facts without a verdict, by side and reason."""
+    cases = list(every)
+    found, unscored = gathered(sides, store, cases, held_out)
     info: dict[str, Any] = {}
-    grades: dict[str, list[list[Graded]]] = {}
+    for benchmark in sides[0].config.evaluation.benchmarks:
+        label = benchmark.label
+        own = [case for case in cases if case.benchmark == label]
+        of_kind = {"kind": benchmark.kind, "cases": len(own)}
+        info[label] = {**of_kind, **_info(sides, own, found.grades[label])}
+        if label in unscored:
+            info[label]["unscored facts"] = unscored[label]
+    for label, duels in found.duels.items():
+        told = {"unscored": table.unscored(duels), "the order decided": table.order_decided(duels)}
+        info.setdefault(label, {})["comparisons"] = told
+    return rows(sides[0].config, found, cases), info, unscored.get(None, {})
+
+
+def gathered(
+    sides: list[Side], store: Store, cases: list[Case], held_out: Set[str]
+) -> tuple[Found, dict[str | None, Any]]:
+    """What the run directories hold of these cases and held-out prompts; and facts without a verdict, why."""
+    evaluation = sides[0].config.evaluation
+    compared = table.by_benchmark(store.sub("evaluation", "wins").rows("graded", _COLUMNS))
+    found = Found({}, {}, {})
+    unscored: dict[str | None, Any] = {}
+    if held_out:
+        stores = {side.name: side.held_out for side in sides}
+        found.facts[None], unscored[None] = told_facts(stores, held_out)
+    for benchmark in evaluation.benchmarks:
+        label = benchmark.label
+        own = [case for case in cases if case.benchmark == label]
+        ids = {case.prompt_id for case in own}
+        before, after = (_grades(side, own) for side in sides)
+        found.grades[label] = before, after
+        if benchmark.facts or benchmark.kind == "facts":
+            stores = {side.name: side.facts for side in sides}
+            found.facts[label], unscored[label] = told_facts(stores, ids)
+        if benchmark.win_rate:
+            found.duels[label] = [row for row in compared.get(label, []) if row["prompt_id"] in ids]
+    if evaluation.win_rate:
+        duels = compared.get(HELD_OUT, [])
+        found.duels[HELD_OUT] = [row for row in duels if row["prompt_id"] in held_out]
+    return found, unscored
+
+
+def rows(config: Config, found: Found, cases: Sequence[Case]) -> list[table.Row]:
+    """Means with intervals of what was found."""
+    made = fact_rows(None, *found.facts[None]) if None in found.facts else []
+    kinds = {benchmark.kind: benchmark.label for benchmark in config.evaluation.benchmarks}
     for benchmark in config.evaluation.benchmarks:
         label = benchmark.label
-        cases = by_label[label]
-        grades[label] = [_grades(side, cases) for side in sides]
-        sets = {case.prompt_id: case.groups[0] for case in cases} if benchmark.kind == "longbench" else None
-        before, after = grades[label]
-        found = table.rows(benchmark.kind, label, before, after, sets)
-        info[label] = {"kind": benchmark.kind, "cases": len(cases), **_info(sides, cases, grades[label])}
-        if benchmark.facts or benchmark.kind == "facts":
-            told, info[label]["unscored facts"] = fact_rows(
-                {side.name: side.facts for side in sides}, label, {case.prompt_id for case in cases}
-            )
-            found += told
-        if benchmark.win_rate:
-            ids = {case.prompt_id for case in cases}
-            duels = [row for row in compared.get(label, []) if row["prompt_id"] in ids]
-            found += table.duels(label, duels)
-            info[label]["comparisons"] = _duel_info(duels)
-        rows += found
-    if config.evaluation.win_rate:
-        duels = compared.get(HELD_OUT, [])
-        rows += table.duels(HELD_OUT, duels)
-        info[HELD_OUT] = {"comparisons": _duel_info(duels)}
-    kinds = {benchmark.kind: benchmark.label for benchmark in config.evaluation.benchmarks}
+        longbench = benchmark.kind == "longbench"
+        sets = {case.prompt_id: case.groups[0] for case in cases if case.benchmark == label and longbench}
+        made += table.rows(benchmark.kind, label, *found.grades[label], sets if longbench else None)
+        if label in found.facts:
+            made += fact_rows(label, *found.facts[label])
+        if label in found.duels:
+            made += table.duels(label, found.duels[label])
+    if HELD_OUT in found.duels:
+        made += table.duels(HELD_OUT, found.duels[HELD_OUT])
     if {"longbench_chat", "longbench"} <= kinds.keys():
-        mean = table.authors_mean(grades[kinds["longbench_chat"]], grades[kinds["longbench"]])
-        rows += [mean] if mean else []
-    return rows, info
+        chat, sets_of = (found.grades[kinds[kind]] for kind in ("longbench_chat", "longbench"))
+        mean = table.authors_mean(chat, sets_of)
+        made += [mean] if mean else []
+    return made
 
 
 _COLUMNS = ["prompt_id", "benchmark", "unit", "groups", "grades"]
 
 
+def keep_rules(side: Side, cases: Iterable[Case]) -> None:
+    """Write the grades by plain rules beside the answers, for whoever reads the run directory alone."""
+    side.there.clear(RULES)
+    found = list(_by_rules(side, cases))
+    if found:
+        side.there.write_rows(RULES, [dict(row) for row in found], GRADED)
+
+
+def _by_rules(side: Side, cases: Iterable[Case]) -> Iterator[Graded]:
+    rules = {case.prompt_id: case for case in cases if case.grade in plain.WAYS}
+    for one, candidates in answered(side.there, set(rules)).items() if rules else ():
+        yield plain.grade(rules[one], candidates)
+
+
 def _grades(side: Side, cases: list[Case]) -> list[Graded]:
     """The grades of the cases and their second turns, by the judge and by plain rules."""
     units = {case.prompt_id for case in cases}
-    rules = {case.prompt_id: case for case in cases if case.grade in plain.WAYS}
     found: list[Any] = [row for row in side.there.rows("graded", _COLUMNS) if row["unit"] in units]
-    for one, candidates in answered(side.there, set(rules)).items():
-        found.append(plain.grade(rules[one], candidates))
+    found += _by_rules(side, cases)
     order = {case.prompt_id: number for number, case in enumerate(cases)}
     return sorted(found, key=lambda row: (order[row["unit"]], row["prompt_id"]))
 
 
-def _info(sides: list[Side], cases: list[Case], grades: list[list[Graded]]) -> dict[str, Any]:
+def _info(sides: list[Side], cases: list[Case], grades: Sequence[list[Graded]]) -> dict[str, Any]:
     ids = {case.prompt_id for case in cases}
     info: dict[str, Any] = {"truncated": {}, "failed": {}, "unscored": {}}
     for side, graded in zip(sides, grades, strict=True):
@@ -97,24 +158,23 @@ def _info(sides: list[Side], cases: list[Case], grades: list[list[Graded]]) -> d
     return info
 
 
-def _duel_info(duels: list[Graded]) -> dict[str, Any]:
-    return {"unscored": table.unscored(duels), "the order decided": table.order_decided(duels)}
-
-
-def fact_rows(
-    stores: Mapping[str, Store], label: str | None, ids: set[str]
-) -> tuple[list[table.Row], dict[str, Any]]:
-    """Facts told and supported in the judged rows of both sides; no rows where faithfulness had no weight."""
-    means: dict[str, Any] = {}
+def told_facts(stores: Mapping[str, Store], ids: Set[str]) -> tuple[tuple[Facts, Facts], dict[str, Any]]:
+    """Facts told and supported in the judged rows of both sides; and those without a verdict, by reason."""
+    means: dict[str, Facts] = {}
     unscored: dict[str, Any] = {}
     for side, store in stores.items():
         judged = store.rows("judged", ["prompt_id", "candidates"])
         means[side], unscored[side] = facts.means(row for row in judged if row["prompt_id"] in ids)
     before, after = means.values()
-    rows = []
+    return (before, after), unscored
+
+
+def fact_rows(label: str | None, before: Facts, after: Facts) -> list[table.Row]:
+    """Facts told and supported, before against after; no rows where faithfulness had no weight."""
+    made = []
     for metric in (facts.COUNT, facts.SUPPORTED):
         if before[metric] or after[metric]:
             sides = [{one: Point(value) for one, value in side[metric].items()} for side in (before, after)]
             name = metric if label is None else f"{label}: {metric}"
-            rows.append({"metric": name, "benchmark": label, "group": None, **paired(sides[0], sides[1])})
-    return rows, unscored
+            made.append({"metric": name, "benchmark": label, "group": None, **paired(sides[0], sides[1])})
+    return made

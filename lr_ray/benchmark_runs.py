@@ -24,6 +24,7 @@ from lr_ray.benchmarks.forecast import ONLY_FACTS
 from lr_ray.benchmarks.grading import Grader
 from lr_ray.config import Config
 from lr_ray.retry import settle
+from lr_ray.reuse import elsewhere, reusing
 from lr_ray.rollout import rollout
 from lr_ray.runtime import Watch
 from lr_ray.store import Store
@@ -112,14 +113,23 @@ def run(
         Stopped: the judge stopped early; what was paid for is kept.
     """
     cases = prepared.cases
-    for side in sides:
-        if cases:
+    if cases:
+        for side in lent(sides):
             before = side.there.files("failed")
             try:
                 _side(side, prepared, watch, retry)
             finally:
                 settle(side.there, before, finished(side, cases))
     _compare(sides, store, cases, held_out, watch, retry)
+
+
+def lent(sides: Iterable[Side]) -> Iterator[Side]:
+    """Each side with what those before it have paid for by the time that it is asked for."""
+    paid: list[Store] = []
+    for side in sides:
+        folders = [f"{kind}_{name}" for kind in ("benchmarks", "facts") for name in ("before", "after")]
+        yield side._replace(config=reusing(side.config, [*elsewhere(side.config, folders), *paid]))
+        paid += [side.there, side.facts]
 
 
 def _side(side: Side, prepared: Prepared, watch: Watch, retry: bool) -> None:

@@ -2,12 +2,13 @@
 benchmarks (`benchmark_runs`)."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from statistics import fmean
 from typing import Any
 
 from lr_ray import benchmark_results, benchmark_runs, data
 from lr_ray.config import DIMENSIONS, Config
+from lr_ray.reuse import elsewhere, reusing
 from lr_ray.rollout import failed, rollout
 from lr_ray.runtime import Watch
 from lr_ray.statistics import compare
@@ -45,7 +46,19 @@ def evaluate(
 
 
 def sides(config: Config, store: Store, source: Store | None = None) -> Iterator[tuple[str, Config, Store]]:
-    """Before and after: a name for the display, the config and the run directory of each."""
+    """Before and after: a name for the display, the config and the run directory of each.
+
+    What a side's judging has paid for by the time the next one is asked for, that one takes.
+    """
+    paid = elsewhere(config, SIDES)
+    for side, of_side in _configs(config, store):
+        there = _side(store, side, source)
+        yield f"evaluation, {side}", reusing(of_side, paid), there
+        paid.append(there)
+
+
+def _configs(config: Config, store: Store) -> Iterator[tuple[str, Config]]:
+    """The config that each side is sampled with."""
     for side, model in zip(SIDES, _models(config, store), strict=True):
         asked = config.evaluation
         update = {
@@ -55,15 +68,13 @@ def sides(config: Config, store: Store, source: Store | None = None) -> Iterator
             "max_tokens": asked.max_tokens,
         }
         update = {name: value for name, value in update.items() if value is not None}
-        of_side = config.model_copy(update={"sampling": config.sampling.model_copy(update=update)})
-        yield f"evaluation, {side}", of_side, _side(store, side, source)
+        yield side, config.model_copy(update={"sampling": config.sampling.model_copy(update=update)})
 
 
 def _both(config: Config, store: Store, source: Store | None) -> list[benchmark_runs.Side]:
     """The two sides as benchmarks know them."""
     roots = {"before": source or store, "after": store}
-    found = zip(SIDES, sides(config, store, source), strict=True)
-    return [benchmark_runs.Side(side, of_side, roots[side]) for side, (_, of_side, _) in found]
+    return [benchmark_runs.Side(side, of_side, roots[side]) for side, of_side in _configs(config, store)]
 
 
 def written(
@@ -73,7 +84,11 @@ def written(
     source: Store | None = None,
     prepared: benchmark_runs.Prepared | None = None,
 ) -> dict[str, Any]:
-    """Compare what is judged; see `evaluate`."""
+    """Compare what is judged of the `pointers`; see `evaluate`.
+
+    Rows of prompts that the config named once are passed over.
+    """
+    ids = {pointer.prompt_id for pointer in pointers}
     models = dict(zip(SIDES, _models(config, store), strict=True))
     result: dict[str, Any] = {
         "baseline": models["before"],
@@ -85,18 +100,18 @@ def written(
     }
     means: dict[str, dict[str, dict[str, float]]] = {}
     for side in SIDES:
-        means[side], result["unscored"][side] = judged_means(_side(store, side, source))
+        means[side], result["unscored"][side] = judged_means(_side(store, side, source), ids)
     if pointers:
         result["table"] = [{"metric": m, **compare(means["before"][m], means["after"][m])} for m in METRICS]
-        held_out = {side: _side(store, side, source) for side in SIDES}
-        ids = {pointer.prompt_id for pointer in pointers}
-        facts, result["unscored facts"] = benchmark_results.fact_rows(held_out, None, ids)
-        result["table"] += facts
-    result["failed"] = {side: len(failed(_side(store, side, source))) for side in SIDES}
+    result["failed"] = {side: len(failed(_side(store, side, source)) & ids) for side in SIDES}
     both = _both(config, store, source)
     prepared = prepared or benchmark_runs.prepare(config, store)
-    rows, result["benchmarks"] = benchmark_results.results(both, store, prepared.cases)
+    rows, result["benchmarks"], unscored = benchmark_results.results(both, store, prepared.cases, ids)
     result["table"] += rows
+    for side in both:
+        benchmark_results.keep_rules(side, prepared.cases)
+    if pointers:
+        result["unscored facts"] = unscored
     for side, lost in benchmark_results.failed(both, store).items():
         result["failed"][side] = result["failed"].get(side, 0) + lost
     store.write(json.dumps(result, indent=2).encode(), "evaluation.json")
@@ -122,11 +137,13 @@ def _side(store: Store, side: str, source: Store | None) -> Store:
     return _store(source if source is not None and side == "before" else store, side)
 
 
-def judged_means(store: Store) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+def judged_means(store: Store, ids: Set[str]) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
     """Metric → prompt id → mean over the prompt's scored candidates; and unscored dimensions counted."""
     means: dict[str, dict[str, float]] = {metric: {} for metric in METRICS}
     unscored: dict[str, int] = {}
     for row in store.rows("judged", ["prompt_id", "candidates"]):
+        if row["prompt_id"] not in ids:
+            continue
         for metric in METRICS:
             values = [c["reward"] if metric == "reward" else c["scores"][metric] for c in row["candidates"]]
             scored = [value for value in values if value is not None]

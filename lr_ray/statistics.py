@@ -42,8 +42,15 @@ class Comparison(TypedDict):
     prompts: int
 
 
-def mean_interval(values: Iterable[float], seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+def mean_interval(
+    values: Iterable[float],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    groups: Sequence[Hashable] | None = None,
+) -> Interval:
     """The mean of `values` and its percentile bootstrap interval, the same for the same seed.
+
+    The interval draws whole `groups` (none: single values), such as a prompt whose pairs are not independent.
 
     Raises:
         ValueError: a value is not finite.
@@ -53,8 +60,11 @@ def mean_interval(values: Iterable[float], seed: int = 0, resamples: int = RESAM
         raise ValueError("a value to average is not a finite number")
     mean = float(sample.mean()) if sample.size else None
     low = high = None
-    if sample.size > 1:
-        low, high = (float(edge) for edge in np.percentile(_means(sample, seed, resamples), [2.5, 97.5]))
+    if sample.size > 1 and (groups is None or len(set(groups)) > 1):
+        means = (
+            _means(sample, seed, resamples) if groups is None else _ratios(sample, groups, seed, resamples)
+        )
+        low, high = (float(edge) for edge in np.percentile(means, [2.5, 97.5]))
     return {"mean": mean, "low": low, "high": high, "count": int(sample.size)}
 
 
@@ -78,6 +88,24 @@ def compare(
     }
 
 
+def compare_items(before: Sequence[float], after: Sequence[float], groups: Sequence[Hashable]) -> Comparison:
+    """Before against after, each item counting alike; the interval draws whole `groups` of items (prompts).
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    apart = [new - old for old, new in zip(before, after, strict=True)]
+    interval = mean_interval(apart, groups=groups)
+    return {
+        "before": float(np.mean(before)) if apart else None,
+        "after": float(np.mean(after)) if apart else None,
+        "difference": interval["mean"],
+        "low": interval["low"],
+        "high": interval["high"],
+        "prompts": len(set(groups)),
+    }
+
+
 def _means(sample: NDArray[np.float64], seed: int, resamples: int) -> NDArray[np.float64]:
     """Means of `resamples` samples drawn with replacement; shape (resamples,)."""
     random = np.random.default_rng(seed)
@@ -89,7 +117,24 @@ def _means(sample: NDArray[np.float64], seed: int, resamples: int) -> NDArray[np
     return np.concatenate(parts)
 
 
-def wilson(successes: int, n: int) -> tuple[float, float] | None:
+def _ratios(
+    sample: NDArray[np.float64], groups: Sequence[Hashable], seed: int, resamples: int
+) -> NDArray[np.float64]:
+    """As `_means`, of samples of whole groups."""
+    drawn = _sums(_totals(sample, groups), np.random.default_rng(seed), resamples)
+    return drawn[:, 0] / drawn[:, 1]
+
+
+def _totals(sample: NDArray[np.float64], groups: Sequence[Hashable]) -> NDArray[np.float64]:
+    """Sum and number of each group's values, shape (groups, 2)."""
+    number: dict[Hashable, int] = {}
+    rows = [number.setdefault(group, len(number)) for group in groups]
+    totals = np.zeros((len(number), 2))
+    np.add.at(totals, rows, np.stack([sample, np.ones_like(sample)], axis=1))
+    return totals
+
+
+def wilson(successes: float, n: float) -> tuple[float, float] | None:
     """Wilson's 95% score interval of a share; None without trials.
 
     E. B. Wilson, Journal of the American Statistical Association 22 (1927). It holds near 0 and 1 and for
@@ -103,6 +148,26 @@ def wilson(successes: int, n: int) -> tuple[float, float] | None:
     half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
     # At an edge the interval ends there exactly, but for rounding.
     return (0.0 if not successes else middle - half), (1.0 if successes == n else middle + half)
+
+
+def clustered_wilson(hits: Sequence[bool], groups: Sequence[Hashable]) -> tuple[float, float] | None:
+    """Wilson's interval of the share of `hits` where some of them are of one group; None without any.
+
+    As many trials are counted as independent ones would have to be: their number over the design effect, the
+    variance of the share over groups as a multiple of that of independent hits, at least 1 (L. Kish, Survey
+    Sampling, 1965). A share of 0 or 1 does not tell it: there a group is one trial.
+    """
+    n, right = len(hits), sum(hits)
+    totals = _totals(np.asarray(hits, dtype=np.float64), groups) if n else np.zeros((0, 2))
+    count, share = len(totals), right / n if n else 0.0
+    if count == n:
+        return wilson(right, n)
+    if count == 1 or share in (0.0, 1.0):
+        worth = float(count)
+    else:
+        apart = float(((totals[:, 0] - share * totals[:, 1]) ** 2).sum()) * count / (count - 1) / n**2
+        worth = n / max(1.0, apart * n / (share * (1 - share)))
+    return wilson(share * worth, worth)
 
 
 class Kappa(TypedDict):

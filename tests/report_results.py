@@ -65,7 +65,11 @@ def comparison(store: Store, prompts: int = PROMPTS) -> Config:
     """compare.json and the evaluations that it is made of."""
     runs = {name: {"pairs.reward": name, "pairs.margin": HOSTILE} for name in RUNS}
     sections: dict[str, Any] = {"runs": runs, "seeds": SEEDS, "against": "longreward"}
-    made = Config.model_validate({"run_dir": store.url, "compare": sections})
+    ids = (judged(number, random.Random(number))["prompt_id"] for number in range(prompts))
+    rows = (json.dumps({"prompt_id": one, "context": "C.", "question": "Q?"}) + "\n" for one in ids)
+    store.write("".join(rows).encode(), "held_out.jsonl")
+    evaluation = {"prompts": [f"{store.url}/held_out.jsonl"]}
+    made = Config.model_validate({"run_dir": store.url, "compare": sections, "evaluation": evaluation})
     # The margin is text to be hostile, which a config would refuse.
     plain = {name: {"pairs.reward": name} for name in RUNS}
     asked = made.model_copy(update={"compare": made.compare.model_copy(update={"runs": plain})})

@@ -7,7 +7,7 @@ import pytest
 from lr_ray import agreement
 from lr_ray.agreement import cases, figures
 from lr_ray.agreement.inputs import Item, Label
-from lr_ray.agreement.outcomes import accuracy, chance, choice, outcome
+from lr_ray.agreement.outcomes import Outcome, accuracy, chance, choice, outcome
 from lr_ray.config import DIMENSIONS, Weights
 from lr_ray.data import Place, Pointer
 
@@ -48,12 +48,17 @@ def test_choices_and_chance() -> None:
 
 
 def test_an_accuracy_by_hand() -> None:
-    got = accuracy(["right"] * 6 + ["wrong"] * 2 + ["tie"] * 2 + ["unscored"] * 5)
+    kinds: list[Outcome] = ["right"] * 6 + ["wrong"] * 2 + ["tie"] * 2 + ["unscored"] * 5
+    got = accuracy((f"p{number}", kind) for number, kind in enumerate(kinds))
     assert (got["n"], got["accuracy"], got["ties"], got["unscored"]) == (10, 0.6, 2, 5)
     assert got["untied"] == 0.75
     # Wilson for 6 of 10, by hand: (0.6 + 0.19207 ± 1.96 * sqrt(0.024 + 0.009604)) / 1.38415
     assert (got["low"], got["high"]) == (pytest.approx(0.31267, abs=1e-4), pytest.approx(0.83182, abs=1e-4))
-    nothing = accuracy(["unscored"])
+    # Two pairs of each prompt that go together are not twice as many.
+    twice = accuracy((f"p{number}", kind) for number, kind in enumerate(kinds) for _ in range(2))
+    assert (twice["n"], twice["accuracy"]) == (20, 0.6)
+    assert twice["low"] == pytest.approx(got["low"], abs=0.02)
+    nothing = accuracy([("p", "unscored")])
     assert (nothing["n"], nothing["accuracy"], nothing["low"], nothing["untied"]) == (0, None, None, None)
 
 
@@ -266,6 +271,30 @@ def test_two_pairs_of_one_prompt_are_one_unit_of_resampling() -> None:
     result = made([three], given)
     assert (result["pairs"], result["prompts"], result["right"], result["wrong"]) == (2, 1, 1, 1)
     assert of(result, "length")["longreward_ahead"]["prompts"] == 1
+
+
+def test_longreward_is_ahead_by_the_difference_of_the_accuracies_shown() -> None:
+    """A prompt with three pairs that the reward has right, and one with one pair that only length has."""
+    up, down = (8, 8, 8, 8), (2, 2, 2, 2)
+    labels = [Label([0], [other], "s") for other in (1, 2, 3)]
+    three = item("a", *labels, lengths=(1, 2, 3, 4))
+    given = {"a": judged(up, down, down, down), "b": judged(down, up)}
+    result = made([three, item("b", lengths=(9, 1))], given)
+    length = of(result, "length")
+    assert (result["accuracy"], length["accuracy"]) == (0.75, 0.25)
+    ahead = length["longreward_ahead"]
+    assert ahead["difference"] == result["accuracy"] - length["accuracy"]
+    assert (ahead["pairs"], ahead["prompts"], ahead["low"], ahead["high"]) == (4, 2, -1.0, 1.0)
+
+
+def test_the_table_says_where_ahead_is_of_fewer_pairs() -> None:
+    """Longreward has no score of b, which length has right."""
+    given = {"a": judged((8, 8, 8, 8), (2, 2, 2, 2)), "b": judged((8, None, 8, 8), (2, 8, 8, 8))}
+    result = made([item("a"), item("b", lengths=(9, 1))], given)
+    text = agreement.render({**result, "judge": "m", "unlabelled": 0, "failed": 0, "other": None})
+    rows = {line.split()[0]: line for line in text.splitlines() if line}
+    assert rows["length"].rstrip().endswith("+100.0 on 1")
+    assert " on " not in rows["logicality"]
 
 
 def test_the_table_names_the_papers_figures_as_the_papers() -> None:

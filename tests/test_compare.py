@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from jobs.demo import compare as demo
-from lr_ray import benchmark_runs, compare, rewards
+from lr_ray import compare, rewards
 from lr_ray import config as configs
-from lr_ray.compare import benchmarks, table
+from lr_ray.compare import table
 from lr_ray.compare.entries import against, entries
 from lr_ray.config import Config
 from lr_ray.schemas import FAILED, JUDGED, SAMPLED
@@ -27,6 +27,14 @@ def settings(tmp_path: Path, **sections: Any) -> Config:
 
 def compared(tmp_path: Path, **given: Any) -> Config:
     return settings(tmp_path, compare=given)
+
+
+def held_out(tmp_path: Path, *ids: str) -> str:
+    """A file of held-out prompts."""
+    tmp_path.mkdir(parents=True, exist_ok=True)
+    rows = ({"prompt_id": one, "context": f"C {one}.", "question": "Q?"} for one in ids)
+    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(tmp_path / "held_out.jsonl")
 
 
 def test_every_run_is_trained_with_every_seed(tmp_path: Path) -> None:
@@ -130,15 +138,26 @@ def test_the_table_is_paired_by_prompt() -> None:
     first, second, none = table.table(before, runs, "first")
     assert (first["mean"], first["before"]["difference"], first["against"]) == (3.0, 1.0, None)
     assert (first["before"]["low"], first["before"]["high"]) == (1.0, 1.0)
-    # Means over seeds are a 5, b 5: 5 in all; over a and b the model before has 1.5, the first run 2.5.
+    # Means over seeds are a 5, b 5: 5 in all; over a and b the model before has 1.5.
     assert (second["mean"], second["before"]["difference"]) == (5.0, 3.5)
     assert (second["before"]["low"], second["before"]["high"]) == (3.0, 4.0)
-    assert second["against"]["difference"] == 2.5
+    # The first run has the first seed alone: 2.5 against 4.5.
+    assert second["against"]["difference"] == 2.0
     assert second["against"]["prompts"] == 2
     assert second["seeds"] == [3.0, 4.0]
     assert none["mean"] is None
     assert none["before"]["difference"] is None
     assert none["seeds"] == [None]
+
+
+def test_two_runs_are_compared_on_the_seeds_that_both_have_of_a_prompt() -> None:
+    """The second seed is worse in both; a was scored with it in the other run alone, b in the first alone."""
+    first = [{"a": 5.0, "b": 5.0, "c": 5.0}, {"b": 1.0, "c": 1.0}]
+    other = [{"a": 6.0, "b": 6.0, "c": 6.0}, {"a": 2.0, "c": 2.0}]
+    runs = {"first": [{"m": seed} for seed in first], "other": [{"m": seed} for seed in other]}
+    row = table.table({"m": {"a": 5.0, "b": 5.0, "c": 5.0}}, runs, "first")[1]
+    assert (row["against"]["difference"], row["against"]["prompts"]) == (1.0, 3)
+    assert (row["against"]["low"], row["against"]["high"]) == (1.0, 1.0)
 
 
 def test_the_interval_covers_what_is_true() -> None:
@@ -165,51 +184,6 @@ def test_markdown_keeps_names_in_their_cells() -> None:
     ]
 
 
-def told(difference: float | None, prompts: int = 4) -> Any:
-    after = None if difference is None else 50.0 + difference
-    edges = (None, None) if difference is None else (difference - 1, difference + 1)
-    known = {"before": 50.0, "after": after, "difference": difference, "prompts": prompts}
-    return {**known, "low": edges[0], "high": edges[1]}
-
-
-def test_a_benchmark_of_several_seeds_has_a_mean_and_no_interval() -> None:
-    seeds = [{"chat": told(2.0), "facts": told(1.0)}, {"chat": told(4.0)}, {"chat": told(None)}]
-    chat, facts = benchmarks.rows("run", seeds, [{"chat": told(1.0)}])
-    assert (chat["metric"], chat["mean"], chat["count"]) == ("chat", 53.0, 4)
-    assert (chat["before"]["difference"], chat["before"]["low"]) == (3.0, None)
-    assert (chat["against"]["difference"], chat["against"]["low"]) == (1.0, 0.0)
-    assert chat["seeds"] == [2.0, 4.0, None]
-    assert (facts["mean"], facts["before"]["low"], facts["against"]) == (51.0, 0.0, None)
-    assert facts["seeds"] == [1.0, None, None]
-    assert chat.keys() == table.table({"m": {"a": 1.0}}, {"r": [{"m": {"a": 2.0}}]}, "r")[0].keys()
-
-
-def test_the_benchmarks_of_two_runs_are_paired(tmp_path: Path) -> None:
-    """Judge-free cases, of which one run has a third right and the other all."""
-    needles = {"kind": "ruler", "tasks": ["single"], "lengths": [600], "cases": 3, "facts": True}
-    sections: dict[str, Any] = {"sampling": {"model": POLICY}, "evaluation": {"benchmarks": [needles]}}
-    config = settings(tmp_path, **sections, compare={"rewards": ["longreward", "length"]})
-    base = Store(config.run_dir)
-    one, other = (entry.store(base) for entry in entries(config))
-    for store, right in ((one, 1), (other, 3)):
-        cases = benchmark_runs.prepare(config, store).cases
-        texts = [" ".join(case.references) if number < right else "?" for number, case in enumerate(cases)]
-        rows = [sampled_row(c.prompt_id, "C.", "Q?", [t]) for c, t in zip(cases, texts, strict=True)]
-        store.sub("evaluation", "benchmarks_after").write_rows("sampled", rows, SAMPLED)
-    found = benchmarks.against(config, one, other)
-    assert found.keys() == {"ruler: found"}
-    whole = found["ruler: found"]
-    assert (whole["before"], whole["after"], whole["prompts"]) == (pytest.approx(100 / 3), 100.0, 3)
-    held = told(5.0) | {"metric": "ruler: found"}
-    for store in (one, other):
-        store.write(json.dumps({"table": [held], "failed": {}}).encode(), "evaluation.json")
-    rows = [row for row in compare.written(config)["table"] if row["metric"] == "ruler: found"]
-    assert [row["run"] for row in rows] == ["longreward", "length"]
-    assert rows[0]["against"] is None
-    assert rows[1]["against"]["difference"] == pytest.approx(200 / 3)
-    assert rows[1]["before"]["difference"] == 5.0
-
-
 def answers(store: Store, side: str, values: dict[str, float], text: str) -> None:
     there = store.sub("evaluation", side)
     there.write_rows("judged", [judged(key, [value]) for key, value in values.items()], JUDGED)
@@ -220,10 +194,16 @@ def answers(store: Store, side: str, values: dict[str, float], text: str) -> Non
 def test_what_is_written_comes_from_the_run_directories(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = compared(tmp_path, rewards=["longreward", "length"])
+    config = settings(
+        tmp_path,
+        compare={"rewards": ["longreward", "length"]},
+        evaluation={"prompts": [held_out(tmp_path, "a", "b")]},
+    )
     base = Store(config.run_dir)
-    answers(base, "before", {"a": 4.0, "b": 6.0}, "four")
-    answers(base.sub("compare", "longreward-seed0"), "after", {"a": 8.0, "b": 8.0}, "eighteen")
+    # Of a prompt that the config does not name now, nothing counts.
+    answers(base, "before", {"a": 4.0, "b": 6.0, "gone": 9.0}, "four")
+    gone = {"a": 8.0, "b": 8.0, "gone": 1.0}
+    answers(base.sub("compare", "longreward-seed0"), "after", gone, "eighteen")
     answers(base.sub("compare", "length-seed0"), "after", {"a": 5.0, "b": 5.0}, "x" * 40)
     audit = {"prompts": 9, "pairs": 7, "dropped": {"tie": 2}, "rules": {}}
     base.sub("compare", "length-seed0").write(json.dumps(audit).encode(), "pairs.json")
@@ -233,6 +213,7 @@ def test_what_is_written_comes_from_the_run_directories(
     result = compare.written(config, {"vowels": lambda _, text: float(sum(c in "aeiou" for c in text))})
     assert json.loads(base.read("compare.json") or b"") == result
     found = {(row["metric"], row["run"]): row for row in result["table"]}
+    assert result["prompts"] == found[compare.LENGTH, "longreward"]["before"]["prompts"] == 2
     assert found["reward", "longreward"]["before"]["difference"] == 3.0
     assert found["reward", "length"]["against"]["difference"] == -3.0
     assert found[compare.LENGTH, "length"]["mean"] == 40.0
@@ -252,11 +233,13 @@ def test_what_is_written_comes_from_the_run_directories(
 def test_the_proof_pools_the_prompts_of_all_seeds(tmp_path: Path) -> None:
     parts = []
     for seed, after in ((0, 6.0), (1, 7.0)):
+        ids = [f"{seed}-{number}" for number in range(3)]
         config = settings(
-            tmp_path / str(seed), compare={"rewards": ["longreward", "length"], "seeds": [seed]}
+            tmp_path / str(seed),
+            compare={"rewards": ["longreward", "length"], "seeds": [seed]},
+            evaluation={"prompts": [held_out(tmp_path / str(seed), *ids)]},
         )
         base = Store(config.run_dir)
-        ids = [f"{seed}-{number}" for number in range(3)]
         answers(base, "before", dict.fromkeys(ids, 5.0), "four")
         for entry in entries(config):
             value = after if entry.name == "length" else 5.0

@@ -211,8 +211,23 @@ def test_what_is_sampled_stands_for_what_is_not(tmp_path: Path) -> None:
     # The four answers are one, with two statements.
     assert found.kinds["support"].calls == 6 * 2
     assert found.kinds["helpfulness"].calls == 6
-    # One chunk, four calls an answer, two statements: of both models on six prompts.
-    assert found.evaluation.calls == 2 * 6 * (1 + 4 + 2)
+    # Of six prompts one chunk each, and of both models four calls an answer and two statements.
+    assert found.evaluation.calls == 6 * (1 + 2 * (4 + 2))
+
+
+def test_limits_that_are_known_make_the_hours(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", *map(dict, task.make_prompts("plan", 4)[0]))
+
+    def hours(**judge: float) -> tuple[float, plan.Forecast]:
+        tree = {"run_dir": str(tmp_path), "data": {"prompts": [path]}, "judge": judge}
+        found = plan.make(config.Config.model_validate(tree))
+        return found.judge_hours, found
+
+    free, found = hours()
+    tokens = found.all.prompt_tokens + found.all.completion_tokens
+    assert hours(requests_per_minute=10)[0] == pytest.approx(found.all.calls / 10 / 60)
+    assert hours(tokens_per_minute=1000)[0] == pytest.approx(tokens / 1000 / 60)
+    assert hours(requests_per_minute=1e9, tokens_per_minute=1e12)[0] == free
 
 
 def test_a_budget_below_the_forecast_is_said(tmp_path: Path) -> None:
@@ -305,7 +320,7 @@ def test_what_is_not_there_is_supposed_only_where_the_config_says_what(tmp_path:
     assert found.context_tokens == pytest.approx(5000, rel=0.01)
     assert found.kinds["extract"].calls == 25 * (1 + 3)
     assert found.kinds["helpfulness"].calls == 100
-    assert found.evaluation.calls == pytest.approx(2 * 8 * (4 + 10 + 2))
+    assert found.evaluation.calls == pytest.approx(8 * (2 + 2 * (4 + 10)))
     text = plan.render(found, asked)
     assert "supposed: 50 prompts of 5,000 tokens on average, since data.prompts is not there" in text
     assert "supposed: 8 prompts of 5,000 tokens on average, since evaluation.prompts is not there" in text

@@ -11,15 +11,29 @@ from typing import Any
 import pytest
 
 from jobs.demo import task
-from lr_ray import agreement, benchmark_runs, data, dry_run, labelled, plan, rows, schemas, simulated
+from lr_ray import (
+    agreement,
+    benchmark_runs,
+    data,
+    dry_run,
+    evaluation,
+    labelled,
+    metrics,
+    plan,
+    rows,
+    schemas,
+    simulated,
+)
 from lr_ray.agreement import direct, inputs
 from lr_ray.agreement import forecast as agreed
 from lr_ray.benchmarks import forecast as benchmarked
 from lr_ray.benchmarks.comparing import Comparer as Duels
 from lr_ray.compare import forecast as compared
 from lr_ray.config import Config
+from lr_ray.judge import chunks
 from lr_ray.judge.actor import JudgeActor
 from lr_ray.llm import usage
+from lr_ray.llm.records import FOLDER, SUFFIX, lines, parse
 from lr_ray.llm.usage import Used
 from lr_ray.rewards.direct import Comparer as Rewarder
 from lr_ray.store import Store
@@ -50,6 +64,19 @@ def used(stores: Iterable[Store]) -> dict[str, Used]:
     for store in stores:
         for kind, one in usage.by_kind(store).items():
             found.setdefault(kind, Used()).add(one)
+    return found
+
+
+def paid(stores: Iterable[Store]) -> dict[str, Used]:
+    """As `used`, without what was taken from elsewhere, which is recorded without tokens."""
+    found: dict[str, Used] = {}
+    for store in stores:
+        for segment in store.files(FOLDER, SUFFIX):
+            for record in filter(None, map(parse, lines(store, segment))):
+                reply = record["reply"]
+                tokens = Used(1, reply["prompt_tokens"], 0, reply["completion_tokens"])
+                if tokens.prompt_tokens:
+                    found.setdefault(metrics.kind(record["unit"]), Used()).add(tokens)
     return found
 
 
@@ -168,41 +195,92 @@ def test_a_comparison_is_forecast(tmp_path: Path, record_property: Callable[[str
         judged = through(JudgeActor, config, base, (("sampled", row) for row in sampled))
         stores = [base, base.sub("direct")]
         through(Rewarder, runs[1], stores[1], (("judged", row) for row in judged))
-        for number in range(1 + len(runs)):
-            stores.append(base.sub(f"model-{number}"))
-            after = answered("before", 8, 2) if not number else changed(held_out, number)
-            through(JudgeActor, config, stores[-1], (("sampled", row) for row in after))
-            if number:
-                duels = [("sampled", duel(one, two)) for one, two in zip(held_out, after, strict=True)]
-                through(Duels, config, stores[-1], duels)  # type: ignore[arg-type]
-    errors = off({"all of it": made.all}, {"all of it": plan.total(used(stores))})
+        for number, run in enumerate(runs):
+            of_run = evaluation.sides(run, base.sub(f"run-{number}"), base)
+            _, of_before, before = next(of_run)
+            if not number:
+                stores.append(before)
+                through(JudgeActor, of_before, before, (("sampled", row) for row in held_out))
+            _, of_after, after = next(of_run)
+            stores.append(after)
+            other = changed(held_out, number)
+            through(JudgeActor, of_after, after, (("sampled", row) for row in other))
+            duels = [("sampled", duel(one, two)) for one, two in zip(held_out, other, strict=True)]
+            through(Duels, run, after, duels)  # type: ignore[arg-type]
+    errors = off({"all of it": made.all}, {"all of it": plan.total(paid(stores))})
     record_property("relative errors", errors)
     assert close(errors), errors
     got = used(stores[:2])
     errors = off(made.kinds, got)
     assert errors["direct"] == pytest.approx({"calls": 0, "prompt_tokens": 0}, abs=0.05)
     assert close(errors), errors
-    errors = off({"evaluation": made.evaluation}, {"evaluation": plan.total(used(stores[2:]))})
+    of_evaluation = paid(stores[2:])
+    errors = off({"evaluation": made.evaluation}, {"evaluation": plan.total(of_evaluation)})
     record_property("relative errors of the evaluation", errors)
     assert close(errors), errors
+    # Four models, and each held-out document was looked through once.
+    assert of_evaluation["extract"].calls == paid(stores[2:3])["extract"].calls > 8
     text = dry_run.text(config)
     assert "reward       direct                 16" in text
     assert "3 x training: at most 16 pairs, 1 optimizer steps" in text
     # One training, and no direct calls: less.
     alone = plan.make(config)
     assert "direct" not in alone.kinds
-    assert alone.evaluation.calls == pytest.approx(made.evaluation.calls / 4 * 2, rel=0.1)
+    extracts = of_evaluation["extract"].calls
+    assert alone.evaluation.calls - extracts == pytest.approx((made.evaluation.calls - extracts) / 2, rel=0.1)
+
+
+@pytest.mark.parametrize("embedding_model", [None, "embedder"])
+def test_what_no_answer_changes_is_forecast_once_for_all_models(
+    tmp_path: Path, embedding_model: str | None
+) -> None:
+    """Of each model its answers' calls alone, at both ends too, with the extracts in its ratings."""
+    held_out = answered("held out", 3, 1)
+    judge = SMALL | {"retrieval": {"chunk_tokens": 32, "embedding_model": embedding_model}}
+    tree: dict[str, Any] = {"run_dir": str(tmp_path / "run"), "judge": judge}
+    tree["data"] = {"prompts": [prompts(tmp_path / "p.jsonl", answered("prompts", 2, 1))]}
+    tree["evaluation"] = {"prompts": [prompts(tmp_path / "h.jsonl", held_out)], "n": 1}
+
+    def made(*rewards: str, **more: Any) -> plan.Forecast:
+        config = Config.model_validate(tree | {"compare": {"rewards": rewards}} | more)
+        return plan.make(config, compared.runs(config))
+
+    none = made("longreward", evaluation={})
+    one, two, three = made("longreward"), made("longreward", "length"), made("longreward", "length", "random")
+    passages = sum(len(chunks.split(row["context"], 256, chunks.measure(None))) for row in held_out)
+    of_ends = zip(none.ends or (), one.ends or (), two.ends or (), three.ends or (), strict=True)
+    shared: list[tuple[float, float]] = []
+    for zero, less, more, most in ((none.all, one.all, two.all, three.all), *of_ends):
+        for name in ("calls", "prompt_tokens", "completion_tokens"):
+            first, second = (getattr(b, name) - getattr(a, name) for a, b in ((less, more), (more, most)))
+            assert first == pytest.approx(second)
+        both, a_model = (
+            {name: getattr(b, name) - getattr(a, name) for name in ("calls", "prompt_tokens")}
+            for a, b in ((zero, less), (less, more))
+        )
+        shared.append(tuple(both[name] - 2 * a_model[name] for name in both))  # type: ignore[arg-type]
+    assert len(shared) == 3
+    assert shared[0][0] == pytest.approx(passages + 3 * bool(embedding_model))
+    # Documents are as long at both ends.
+    assert shared[1] == pytest.approx(shared[0])
+    assert shared[2] == pytest.approx(shared[0])
+    # Four calls an answer, a verdict a statement, and where passages are embedded one for the statements.
+    a_model = two.all.calls - one.all.calls
+    assert a_model == pytest.approx(3 * (4 + 10 + bool(embedding_model)))
 
 
 def changed(given: list[Any], number: int) -> list[Any]:
-    """The same prompts with other answers of the same kinds, as another model would give."""
+    """The same prompts with other answers of the same kinds, as another model would give in its own words."""
     rng, items = random.Random(number), task.make_items("before", len(given))
     return [
         sampled_row(
             row["prompt_id"],
             row["context"],
             row["question"],
-            [task.answer_of_kind(rng.choice(KINDS), item, rng) for _ in row["candidates"]],
+            [
+                task.answer_of_kind(rng.choice(KINDS), item, rng).replace(".", f" {number}.")
+                for _ in row["candidates"]
+            ],
         )
         for row, item in zip(given, items, strict=True)
     ]

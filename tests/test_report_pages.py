@@ -39,6 +39,12 @@ def parsed(pages: Pages) -> dict[str, Page]:
 
 def test_there_is_a_page_for_every_two_models(pages: Pages) -> None:
     compared = {f"report/{name}-seed{seed}.html" for name in RUNS for seed in SEEDS}
+    compared |= {
+        f"report/{name}-seed{seed}~longreward-seed{seed}.html"
+        for name in RUNS
+        for seed in SEEDS
+        if name != "longreward"
+    }
     assert set(pages) == {"report.html", "report/before-after.html", "report/agreement.html", *compared}
 
 

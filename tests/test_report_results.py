@@ -60,8 +60,10 @@ def test_a_comparison_claims_what_its_intervals_do(tmp_path: Path) -> None:
         "5 runs compared; held-out reward against one: clearly higher: up; clearly lower: down; "
         "not clearly apart: open."
     )
-    section = compared.section(found, {"up-seed0": "report/up-seed0.html"})
+    links = {"up-seed0": "report/up-seed0.html", "down-seed0~one-seed0": "report/x.html"}
+    section = compared.section(found, links)
     assert [run["pages"] for run in section["runs"]] == [[], [(0, "report/up-seed0.html")], [], [], []]
+    assert [run["others"] for run in section["runs"]] == [[], [], [(0, "report/x.html")], [], []]
     (table,) = [table for table in section["tables"] if table["metrics"]]
     cells = {run["name"]: run["cells"][0] for run in table["runs"]}
     assert (cells["one"]["mean"], cells["one"]["difference"]) == ("6.00", "+1.00")
@@ -142,6 +144,10 @@ def test_an_agreement_in_figures(tmp_path: Path) -> None:
     assert "Rows without a label that tells their answers apart, left out: 3." in text
     assert "8k to 16k tokens 100.0%" in text
     assert "+50.0" in text
+    assert "on 3 pairs" not in text
+    fewer = {"method": "length", **share(1, 4), "longreward_ahead": difference(0.5) | {"pairs": 3}}
+    methods = [agreement()["methods"][0], fewer]
+    assert "on 3 pairs" in text_of(page_of(tmp_path, agreement=agreement(methods=methods)))
     assert "Labelled pairs with their answers" not in text  # there are none
     nothing = shapes.Agreement.model_validate(agreement(**share(0, 0)))
     assert agreed.sentence(nothing) == "None of 6 labelled pairs was scored."

@@ -9,6 +9,7 @@ import pytest
 
 from lr_ray import cli, report, schemas
 from lr_ray import config as configs
+from lr_ray.benchmark_results import RULES
 from lr_ray.benchmark_runs import HELD_OUT
 from lr_ray.benchmarks import wins
 from lr_ray.benchmarks.grades import given
@@ -106,10 +107,48 @@ def test_answers_to_benchmarks_have_their_grades(tmp_path: Path) -> None:
     assert before["text"].startswith("before says")
     assert [(one["metric"], one["value"]) for one in after["grades"]] == [("score", 70.0), ("other", None)]
     assert found[2]["answers"][0]["grades"] == []
+    # Grades by plain rules are kept in a folder of their own.
+    ruled = dict(graded(found[2]["prompt_id"], "ruler", [], given(0, "found", 50.0), given(1, "found", 0.0)))
+    pair.tried[1].write_rows(RULES, [ruled], schemas.GRADED)
+    (only,) = tried.gather(pair)[2]["answers"][1]["grades"]
+    assert (only["metric"], only["value"]) == ("found", 50.0)
     report.write(store)
     page = Page((store.read("report", "before-after.html") or b"").decode())
     assert [attrs["id"] for _, attrs in page.tags if "id" in attrs] == ["benchmarks"]
     assert "unscored: no answer <script>" in page.text
+    assert "found 50.00" in " ".join(page.text.split())
+
+
+def test_two_runs_of_a_comparison_have_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each seed that both have, under their names, without the verdicts against the model before."""
+    store = Store(str(tmp_path / "run"))
+    rewards = {"first-seed0": 4.0, "other-seed0": 7.0, "other-seed1": 9.0}
+    for name, reward in rewards.items():
+        there = store.sub("compare", name)
+        rows = [judged("a", [reward]), judged("b", [reward])]
+        there.sub("evaluation", "after").write_rows("judged", rows, schemas.JUDGED)
+        won = dict(graded("a", HELD_OUT, [], given(0, wins.WIN, 100.0)))
+        there.sub("evaluation", "wins").write_rows("graded", [won], schemas.GRADED)
+        results.tried(there)
+    assert not list(sides.pairs(store, "none"))
+    (pair,) = sides.pairs(store, "first")
+    assert (pair.key, pair.title) == ("other-seed0~first-seed0", "other-seed0 against first-seed0")
+    found = sides.gather(pair)
+    assert (found.better, found.worse, found.wins) == (2, 0, (0, 0, 0))
+    assert [row["moved"] for row in found.rows] == [3.0, 3.0]
+    answer = tried.gather(pair)[0]["answers"][0]
+    assert answer["text"].startswith("after says")  # of both it is the model that was trained
+    page = report.beside("run", pair, found, tried.gather(pair))
+    text = " ".join(Page(page).text.split())
+    assert "from first-seed0 to other-seed0 the mean reward of a prompt rose on 2, fell on 0" in text
+    assert "Mean reward of a prompt, other-seed0 minus first-seed0" in text
+    assert "before" not in text.replace("before says", "")
+    many = {f"r{number:03d}-seed0": 5.0 for number in range(6)}
+    for name in many:
+        there = store.sub("compare", name, "evaluation", "after")
+        there.write_rows("judged", [judged("a", [5.0])], schemas.JUDGED)
+    monkeypatch.setattr(sides, "PAGES", 4)
+    assert len(list(sides.pairs(store, "first"))) == 2
 
 
 def test_a_page_stays_bounded(tmp_path: Path) -> None:
@@ -173,7 +212,10 @@ def test_the_verb_takes_a_config_or_a_run_directory(
 ) -> None:
     run, config = tmp_path / "run", tmp_path / "run.yaml"
     config.write_text(json.dumps({"run_dir": str(run)}))
-    assert verb("report", str(config)) == 0
+    assert verb("report", str(config)) == 2
+    assert not run.exists()
+    Store(str(run)).write(configs.dump(configs.load(str(config))).encode(), "config.yaml")
+    assert verb("report", str(config), "training.beta=3") == 0
     assert f"report: {run}/report.html" in capsys.readouterr().err
     (run / "report.html").unlink()
     saved = (run / "config.yaml").read_bytes()

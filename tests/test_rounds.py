@@ -104,6 +104,39 @@ def test_a_finished_round_is_not_repeated(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(ran) == 5
 
 
+def test_a_round_takes_what_the_one_before_has_paid_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the user's own; it is no setting of the round, which is finished with or without it."""
+    reused: list[list[str]] = []
+
+    def execute(config: Config, stages: tuple[str, ...]) -> int:
+        reused.append([one.removeprefix(str(tmp_path)) for one in config.judge.reuse])
+        finish(config, tmp_path).write(b"", "calls", "x.jsonl")
+        return 0
+
+    monkeypatch.setattr(rounds.pipeline, "execute", execute)
+    config = settings(tmp_path, judge={"reuse": [f"{tmp_path}/mine"]})
+    rounds.run(config, 3)
+    assert reused == [["/mine"], ["/mine", "/run/round-1"], ["/mine", "/run/round-2"]]
+    (tmp_path / "run" / "round-1" / "calls" / "x.jsonl").unlink()
+    rounds.run(config, 3)
+    assert len(reused) == 3
+
+
+def test_a_plan_says_of_which_round_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "p.jsonl", "plan", 2)
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        json.dumps({"run_dir": str(tmp_path / "run"), "data": {"prompts": [f"{tmp_path}/p.jsonl"]}})
+    )
+    assert rounds.main([str(file), "--plan", "--rounds", "3"]) == 0
+    assert "rounds: 3; all above is the first alone" in capsys.readouterr().out
+    assert rounds.main([str(file), "--plan", "--rounds", "1"]) == 0
+    assert "first alone" not in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
 def test_without_a_model_there_is_no_next_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds.pipeline, "execute", lambda *_: 3)
     with pytest.raises(ValueError, match="no model came out of round 1"):

@@ -169,3 +169,52 @@ def test_a_kappas_interval_draws_whole_groups() -> None:
     apart = statistics.kappa(*tenfold)
     assert apart["high"] - apart["low"] < 0.5 * (single["high"] - single["low"])
     assert statistics.kappa(one, other, groups=["a"] * 60)["low"] is None
+
+
+def clustered(prompts: int, pairs: int, seed: int) -> tuple[list[bool], list[int]]:
+    """Hits of which those of one prompt go together; the mean of them all is 0.7."""
+    random = np.random.default_rng(seed)
+    hits = [bool(random.random() < share) for share in random.beta(0.7, 0.3, prompts) for _ in range(pairs)]
+    return hits, [prompt for prompt in range(prompts) for _ in range(pairs)]
+
+
+def test_pairs_of_one_prompt_are_no_independent_trials() -> None:
+    """About 95 of 100 intervals hold the share; of those that take every pair for itself, far fewer."""
+    covered = naive = 0
+    for trial in range(300):
+        hits, prompts = clustered(60, 6, trial)
+        low, high = statistics.clustered_wilson(hits, prompts) or (1.0, 0.0)
+        covered += low <= 0.7 <= high
+        low, high = statistics.wilson(sum(hits), len(hits)) or (1.0, 0.0)
+        naive += low <= 0.7 <= high
+    assert 0.92 <= covered / 300 <= 0.98
+    assert naive / 300 < 0.8
+
+
+def test_clustered_intervals_at_their_edges() -> None:
+    assert statistics.clustered_wilson([], []) is None
+    one_each = [True, False, True, True]
+    assert statistics.clustered_wilson(one_each, "abcd") == statistics.wilson(3, 4)
+    # Where all hit, or all belong to one prompt, a prompt is one trial.
+    assert statistics.clustered_wilson([True] * 6, "aabbcc") == statistics.wilson(3, 3)
+    assert statistics.clustered_wilson([True, False], "aa") == statistics.wilson(0.5, 1)
+    # Two prompts that are all hits and no hit are two trials or fewer, by hand: 2 * (3/2)^2 * 2/1 / 36 = 1/4
+    # is the variance, six independent trials would have 1/24.
+    assert statistics.clustered_wilson([True] * 3 + [False] * 3, "aaabbb") == statistics.wilson(0.5, 1)
+    # Hits that are spread over the prompts more evenly than by chance are worth no more than they are.
+    assert statistics.clustered_wilson([True, False] * 3, "aabbcc") == statistics.wilson(3, 6)
+
+
+def test_items_count_alike_and_their_groups_are_drawn_whole() -> None:
+    before, after = [0.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 0.0]
+    got = statistics.compare_items(before, after, ["a", "a", "a", "b"])
+    assert (got["before"], got["after"], got["difference"]) == (0.25, 0.75, 0.5)
+    # Drawn are both, a twice or b twice: 1/2, 1 or -1.
+    assert (got["low"], got["high"], got["prompts"]) == (-1.0, 1.0, 2)
+    alone = statistics.compare_items(before, after, "aaaa")
+    assert (alone["difference"], alone["low"], alone["high"], alone["prompts"]) == (0.5, None, None, 1)
+    assert statistics.compare_items([], [], [])["difference"] is None
+    each = statistics.compare_items(before, after, "abcd")
+    whole = statistics.compare(dict(zip("abcd", before, strict=True)), dict(zip("abcd", after, strict=True)))
+    assert each["difference"] == whole["difference"]
+    assert [each["low"], each["high"]] == pytest.approx([whole["low"], whole["high"]], abs=0.01)

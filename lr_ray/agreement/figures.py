@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
+from operator import itemgetter
 from statistics import fmean
 from typing import Any
 
 from lr_ray.agreement.cases import BOTH, METHODS, REWARD, SINGLE, Case
 from lr_ray.agreement.direct import Said, couples, winner
-from lr_ray.agreement.outcomes import Choice, Values, accuracy, chance, choice, outcome
-from lr_ray.statistics import compare, correlation, kappa, wilson
+from lr_ray.agreement.outcomes import Accuracy, Choice, Values, accuracy, chance, choice, outcome
+from lr_ray.statistics import clustered_wilson, compare_items, correlation, kappa
 
 PAPER = {
     "source": "arXiv 2410.21252: other pairs and another judge than here, so no target",
@@ -31,7 +32,7 @@ def figures(
     `said` are the direct calls, and `other` are another run's choices by `Case.key`, as hashes of answers.
     """
     found: dict[str, Any] = {
-        **accuracy(case.outcomes[REWARD] for case in cases),
+        **_accuracy(cases, REWARD),
         "pairs": len(cases),
         "prompts": len({case.item.prompt_id for case in cases}),
         "chance": fmean(chance(case.label) for case in cases),
@@ -53,14 +54,14 @@ def figures(
 
 
 def methods(cases: list[Case]) -> list[dict[str, Any]]:
-    """Each way of judging on the pairs it looks at, and how far LongReward is ahead of it on pairs that both
-    scored: the difference of accuracies with its 95% interval over prompts (paired bootstrap)."""
+    """Each way of judging on the pairs it looks at, and how far LongReward is ahead of it: the difference of
+    accuracies on the pairs that both scored, with its 95% interval (paired bootstrap over prompts)."""
     made: list[dict[str, Any]] = []
     for name in METHODS:
         of_name = [case for case in cases if name in case.outcomes]
         if not of_name:
             continue
-        row: dict[str, Any] = {"method": name, **accuracy(case.outcomes[name] for case in of_name)}
+        row: dict[str, Any] = {"method": name, **_accuracy(of_name, name)}
         if name != REWARD:
             row["longreward_ahead"] = _ahead(of_name, name)
         made.append(row)
@@ -68,13 +69,14 @@ def methods(cases: list[Case]) -> list[dict[str, Any]]:
 
 
 def _ahead(cases: list[Case], name: str) -> dict[str, Any]:
-    sides: dict[str, dict[str, list[float]]] = {name: {}, REWARD: {}}
-    for case in cases:
-        if "unscored" not in (case.outcomes[name], case.outcomes[REWARD]):
-            for side, right in sides.items():
-                right.setdefault(case.item.prompt_id, []).append(float(case.outcomes[side] == "right"))
-    means = {side: {prompt: fmean(right) for prompt, right in found.items()} for side, found in sides.items()}
-    return {**compare(means[name], means[REWARD])}
+    both = [case for case in cases if "unscored" not in (case.outcomes[name], case.outcomes[REWARD])]
+    one, other = ([float(case.outcomes[side] == "right") for case in both] for side in (name, REWARD))
+    return {**compare_items(one, other, [case.item.prompt_id for case in both]), "pairs": len(both)}
+
+
+def _accuracy(cases: list[Case], name: str) -> Accuracy:
+    """Of a way of judging, on those of the pairs that it looks at."""
+    return accuracy((c.item.prompt_id, c.outcomes[name]) for c in cases if name in c.outcomes)
 
 
 def _bucket(case: Case) -> str:
@@ -100,7 +102,7 @@ def _groups(cases: list[Case], key: Callable[[Case], str]) -> list[dict[str, Any
             "pairs": len(found),
             "chance": fmean(chance(case.label) for case in found),
             "methods": {
-                method: accuracy(case.outcomes[method] for case in found if method in case.outcomes)
+                method: _accuracy(found, method)
                 for method in METHODS
                 if any(method in case.outcomes for case in found)
             },
@@ -125,14 +127,14 @@ def answer_length(cases: list[Case]) -> dict[str, Any]:
                 lengths.append(float(length))
                 groups.append(item.prompt_id)
     gaps = list(_gaps(cases))
-    uneven = [(reward, length, label) for reward, length, label, _ in gaps if length and reward]
+    uneven = [gap for gap in gaps if gap[0] and gap[1]]
     return {
         "answers": correlation(rewards, lengths, groups),
         "differences": correlation(
             [reward for reward, *_ in gaps], [length for _, length, *_ in gaps], [gap[-1] for gap in gaps]
         ),
-        "judge_prefers_longer": _share(reward * length > 0 for reward, length, _ in uneven),
-        "label_prefers_longer": _share(label * length > 0 for _, length, label in uneven),
+        "judge_prefers_longer": _share((prompt, reward * length > 0) for reward, length, _, prompt in uneven),
+        "label_prefers_longer": _share((prompt, label * length > 0) for _, length, label, prompt in uneven),
     }
 
 
@@ -148,9 +150,11 @@ def _gaps(cases: list[Case]) -> Iterator[tuple[float, float, int, str]]:
                 yield first - second, lengths[one] - lengths[other], label, case.item.prompt_id
 
 
-def _share(hits: Iterable[bool]) -> dict[str, Any]:
-    found = list(hits)
-    interval = wilson(sum(found), len(found))
+def _share(hits: Iterable[tuple[str, bool]]) -> dict[str, Any]:
+    """The share of hits, each with its prompt's id."""
+    every = list(hits)
+    found = [hit for _, hit in every]
+    interval = clustered_wilson(found, [prompt for prompt, _ in every])
     return {
         "n": len(found),
         "share": sum(found) / len(found) if found else None,
@@ -167,15 +171,17 @@ def direct(cases: list[Case], said: Mapping[str, Said]) -> dict[str, Any]:
     """
     # A couple that two pairs share was asked about once.
     asked = {(case.item.prompt_id, *sorted(couple)) for case in cases for couple in couples(case.label)}
-    same: list[bool] = []
-    first: list[bool] = []
+    same: list[tuple[str, bool]] = []
+    first: list[tuple[str, bool]] = []
     for prompt_id, one, other in sorted(asked):
         calls = said.get(prompt_id, {})
         ways = [winner(calls, one, other), winner(calls, other, one)]
         if None not in ways:
-            same.append(ways[0] == ways[1])
+            same.append((prompt_id, ways[0] == ways[1]))
         first += [
-            won == shown for won, shown in zip(ways, (one, other), strict=True) if won not in (None, "tie")
+            (prompt_id, won == shown)
+            for won, shown in zip(ways, (one, other), strict=True)
+            if won not in (None, "tie")
         ]
     return {"consistent": _share(same), "first": _share(first)}
 
@@ -187,19 +193,22 @@ def repeats(cases: list[Case]) -> dict[str, Any]:
     each judging, `mean` is of the mean reward over all. Over pairs that every judging scored.
     """
     every = [(case, [case.values[REWARD], *case.again]) for case in cases]
-    choices = [[choice(values, case.label) for values in found] for case, found in every]
-    scored = [found for found in choices if None not in found]
-    flips = [one != other for found in scored for one, other in combinations(found, 2)]
+    choices = [
+        (case.item.prompt_id, [choice(values, case.label) for values in found]) for case, found in every
+    ]
+    scored = [(prompt, found) for prompt, found in choices if None not in found]
+    flips = [one != other for _, found in scored for one, other in combinations(found, 2)]
     judgings = max(len(found) for _, found in every)
+
+    def of(values: Callable[[list[Values]], Values]) -> Accuracy:
+        return accuracy((c.item.prompt_id, outcome(values(found), c.label)) for c, found in every)
+
     return {
         "judgings": judgings,
-        "same": _share(len(set(found)) == 1 for found in scored),
+        "same": _share((prompt, len(set(found)) == 1) for prompt, found in scored),
         "flips": sum(flips) / len(flips) if flips else None,
-        "accuracies": [
-            accuracy(outcome(found[number], case.label) for case, found in every)
-            for number in range(judgings)
-        ],
-        "mean": accuracy(outcome(_mean(found), case.label) for case, found in every),
+        "accuracies": [of(itemgetter(number)) for number in range(judgings)],
+        "mean": of(_mean),
     }
 
 

@@ -5,7 +5,7 @@ from math import comb
 from typing import Literal, TypedDict
 
 from lr_ray.agreement.inputs import Label
-from lr_ray.statistics import wilson
+from lr_ray.statistics import clustered_wilson
 
 ROUNDING = 1e-9  # rewards are means of a few floats
 
@@ -54,7 +54,8 @@ def chance(label: Label) -> float:
 class Accuracy(TypedDict):
     """Outcomes counted. `n` of them are scored: right, wrong or ties; a tie is not right.
 
-    `low` and `high` bound `accuracy`, right / n (95%, Wilson); `untied` is right / (right + wrong).
+    `low` and `high` bound `accuracy`, right / n (95%, Wilson; a prompt's outcomes are not independent);
+    `untied` is right / (right + wrong).
     """
 
     n: int
@@ -68,12 +69,14 @@ class Accuracy(TypedDict):
     untied: float | None
 
 
-def accuracy(outcomes: Iterable[Outcome]) -> Accuracy:
-    """What the outcomes come to."""
-    found = list(outcomes)
+def accuracy(outcomes: Iterable[tuple[str, Outcome]]) -> Accuracy:
+    """What the outcomes, each with its prompt's id, come to."""
+    every = list(outcomes)
+    found = [kind for _, kind in every]
     right, wrong, ties = (found.count(kind) for kind in ("right", "wrong", "tie"))
     n = right + wrong + ties
-    interval = wilson(right, n)
+    scored = [(prompt, kind == "right") for prompt, kind in every if kind != "unscored"]
+    interval = clustered_wilson([hit for _, hit in scored], [prompt for prompt, _ in scored])
     return {
         "n": n,
         "accuracy": right / n if n else None,

@@ -29,7 +29,7 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
         "LongReward ahead by",
         "the paper's",
     )
-    yield from _table([head, *map(_method, result["methods"])])
+    yield from _table([head, *(_method(row, result["n"]) for row in result["methods"])])
     for name in ("contexts", "subsets"):
         if len(result[name]) > 1:
             rows = [(_shown(group["name"]), *_cells(group["methods"][REWARD])) for group in result[name]]
@@ -93,7 +93,8 @@ _PAPERS = {
 }
 
 
-def _method(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _method(row: Mapping[str, Any], scored: int) -> tuple[str, ...]:
+    """The cells of a way of judging; LongReward has `scored` pairs."""
     from lr_ray.agreement.figures import PAPER
 
     ahead = row.get("longreward_ahead")
@@ -102,6 +103,8 @@ def _method(row: Mapping[str, Any]) -> tuple[str, ...]:
         by = f"{100 * ahead['difference']:+.1f}"
         if ahead["low"] is not None:
             by += f" ({100 * ahead['low']:+.1f} … {100 * ahead['high']:+.1f})"
+        if ahead["pairs"] < max(row["n"], scored):  # then it is no difference of the accuracies shown
+            by += f" on {ahead['pairs']}"
     paper = _PAPERS.get(row["method"])
     return (row["method"], *_cells(row), by, _percent(PAPER[paper]) if paper else "")  # pyrefly: ignore
 

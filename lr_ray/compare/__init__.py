@@ -9,7 +9,6 @@ candidates, scores, rewards that take work, and the model before are made once a
 not done again.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,6 +17,7 @@ from lr_ray import evaluation, metrics, rewards, runtime
 from lr_ray.compare.entries import Entry, against, entries, names
 from lr_ray.compare.result import LENGTH, RESULT, Score, gathered, measured, show, written
 from lr_ray.config import Config
+from lr_ray.lacking import can_pair
 from lr_ray.llm import shared
 from lr_ray.pipeline import Run
 from lr_ray.preflight import Found, check, claim
@@ -29,13 +29,6 @@ from lr_ray.store import Store
 __all__ = ["LENGTH", "Score", "checked", "execute", "gathered", "measured", "retry", "show", "written"]
 
 STAGES = ("sample", "judge", "evaluate")
-LEARNED_FROM = "learned_from.json"
-# Of training: how, where and how fast, but not what is learned.
-_FREE = {
-    *("micro_batch_size", "gradient_checkpointing", "tiled_mlp", "offload_activations", "num_workers"),
-    *("sequence_parallel_size", "reference_actors", "use_gpu", "num_cpus", "resources", "deepspeed"),
-    *("checkpoint_steps", "max_failures", "report_to"),
-}
 
 
 def execute(config: Config) -> tuple[int, dict[str, Any]]:
@@ -129,11 +122,15 @@ def checked(config: Config) -> tuple[list[Entry], Found]:
     against(config)
     from lr_ray.training import launch
 
-    for entry in todo[: len(names(config))]:
-        launch.check(entry.config)
-        if not entry.config.training.data:
-            rewards.check(entry.config)
-    return todo, check(config, STAGES)
+    runs = [entry.config for entry in todo[: len(names(config))]]
+    for one in runs:
+        launch.check(one)
+        if not one.training.data:
+            rewards.check(one)
+    found = check(config, STAGES)
+    for one in runs:
+        can_pair(one, found.prompts)
+    return todo, found
 
 
 def _train(entry: Entry, base: Store, todo: list[Entry], found: Found, watch: Watch) -> int:
@@ -163,16 +160,7 @@ def _claim(entry: Entry, store: Store) -> None:
     Raises:
         ValueError: a training began there with other settings.
     """
-    claim(entry.config.model_copy(update={"run_dir": store.url}), ())
-    learned = entry.config.training.model_dump(mode="json", exclude=_FREE)
-    saved = json.loads(store.read(LEARNED_FROM) or b"{}")
-    other = sorted(key for key, value in learned.items() if key in saved and saved[key] != value)
-    if other and (store.exists("checkpoints") or store.exists("model")):
-        raise ValueError(
-            f"{store.url} was trained with training.{other[0]}={saved[other[0]]!r}; the config now says "
-            f"{learned[other[0]]!r}: give the run another name"
-        )
-    store.write(json.dumps(learned, indent=2).encode(), LEARNED_FROM)
+    claim(entry.config.model_copy(update={"run_dir": store.url}), (), "give the run another name")
 
 
 def _lend(siblings: list[Store], store: Store) -> None:

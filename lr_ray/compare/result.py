@@ -1,11 +1,11 @@
 """What came out of a comparison: read from its run directories, written as one, shown."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from lr_ray import evaluation, redact
+from lr_ray import benchmark_runs, data, evaluation, redact
 from lr_ray.compare import benchmarks, table
 from lr_ray.compare.entries import against, entries, names
 from lr_ray.config import Config
@@ -20,19 +20,26 @@ Score = Callable[[str, str], float]
 
 
 class Gathered(NamedTuple):
-    """What was measured of the model before, and of each run with each seed."""
+    """What was measured of the model before, and of each run with each seed, on the prompts `held_out`."""
 
     before: table.Measured
     runs: dict[str, list[table.Measured]]
+    held_out: set[str]
 
 
 def gathered(config: Config, scores: Mapping[str, Score] | None = None) -> Gathered:
-    """The values of every metric and prompt, with `scores` as more metrics."""
-    base, more = Store(config.run_dir), scores or {}
+    """The values of every metric and held-out prompt of the config, with `scores` as more metrics."""
+    base, more, ids = Store(config.run_dir), scores or {}, _held_out(config)
     runs: dict[str, list[table.Measured]] = {name: [] for name in names(config)}
     for entry in entries(config):
-        runs[entry.name].append(measured(entry.store(base).sub("evaluation", "after"), more))
-    return Gathered(measured(base.sub("evaluation", "before"), more), runs)
+        runs[entry.name].append(measured(entry.store(base).sub("evaluation", "after"), more, ids))
+    return Gathered(measured(base.sub("evaluation", "before"), more, ids), runs, ids)
+
+
+def _held_out(config: Config) -> set[str]:
+    """The ids of the prompts that the config names now; run directories may hold rows of others."""
+    named = config.evaluation.prompts
+    return {pointer.prompt_id for pointer in data.scan(named)} if named else set()
 
 
 def written(config: Config, scores: Mapping[str, Score] | None = None) -> dict[str, Any]:
@@ -52,39 +59,42 @@ def written(config: Config, scores: Mapping[str, Score] | None = None) -> dict[s
         "against": against(config),
         "before": {metric: mean_interval(values.values()) for metric, values in found.before.items()},
         "runs": [
-            {"name": name, "changes": redact.urls(dict(changes)), "seeds": about[name]}
+            {"name": name, "changes": redact.shown(dict(changes)), "seeds": about[name]}
             for name, changes in names(config).items()
         ],
-        "table": table.table(found.before, found.runs, against(config)) + _benchmarks(config, base),
+        "table": table.table(found.before, found.runs, against(config))
+        + _benchmarks(config, base, found.held_out),
     }
     base.write(json.dumps(result, indent=2).encode(), RESULT)
     return result
 
 
-def _benchmarks(config: Config, base: Store) -> list[dict[str, Any]]:
+def _benchmarks(config: Config, base: Store, held_out: Set[str]) -> list[dict[str, Any]]:
     """The benchmarks' rows, by metric as the others are."""
     todo, chosen = entries(config), against(config)
-    others = {entry.seed: entry.store(base) for entry in todo if entry.name == chosen}
+    found = [(entry.name, entry.store(base), benchmarks.own(entry.store(base))) for entry in todo]
+    stores = {(e.name, e.seed): store for e, (_, store, told) in zip(todo, found, strict=True) if told}
+    if not stores:
+        return []
+    cases = benchmark_runs.prepare(config, next(iter(stores.values()))).cases
     rows: list[dict[str, Any]] = []
     for name in names(config):
-        own = [entry for entry in todo if entry.name == name]
-        found = [benchmarks.before(entry.store(base)) for entry in own]
-        compared = [
-            benchmarks.against(config, others[entry.seed], entry.store(base))
-            for entry, evaluated in zip(own, found, strict=True)
-            if name != chosen and evaluated
-        ]
-        rows += benchmarks.rows(name, found, compared)
+        own = {seed: store for (run, seed), store in stores.items() if run == name}
+        together = benchmarks.before(config, base, [*own.values()], cases, held_out) if len(own) > 1 else {}
+        pairs = [(stores[chosen, seed], own[seed]) for seed in own if (chosen, seed) in stores]
+        others = benchmarks.against(config, pairs, cases) if pairs and name != chosen else {}
+        rows += benchmarks.rows(name, [told for run, _, told in found if run == name], together, others)
     order = list(dict.fromkeys(row["metric"] for row in rows))
     return sorted(rows, key=lambda row: order.index(row["metric"]))
 
 
-def measured(there: Store, scores: Mapping[str, Score]) -> table.Measured:
-    """Metric → prompt id → mean over the answers of one model to that prompt."""
-    found = evaluation.judged_means(there)[0]
+def measured(there: Store, scores: Mapping[str, Score], ids: Set[str]) -> table.Measured:
+    """Metric → prompt id → mean over the answers of one model to that prompt, of those of `ids`."""
+    found = evaluation.judged_means(there, ids)[0]
     texts = {
         row["prompt_id"]: [one["text"] for one in row["candidates"]]
         for row in there.rows("sampled", ["prompt_id", "candidates"])
+        if row["prompt_id"] in ids
     }
     more: dict[str, Score] = {LENGTH: lambda _, text: float(len(text)), **scores}
     for metric, score in more.items():

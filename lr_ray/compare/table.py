@@ -26,6 +26,16 @@ def pooled(seeds: Sequence[Values]) -> dict[str, float]:
     return {prompt_id: fmean(values) for prompt_id, values in together.items()}
 
 
+def paired(one: Sequence[Values], other: Sequence[Values]) -> tuple[dict[str, float], dict[str, float]]:
+    """Each prompt's means in two runs over the seeds that measured it in both: a seed that one of them lacks
+    would be compared with none."""
+    seeds = [(old, new, old.keys() & new.keys()) for old, new in zip(one, other, strict=False)]
+    return (
+        pooled([{key: old[key] for key in both} for old, _, both in seeds]),
+        pooled([{key: new[key] for key in both} for _, new, both in seeds]),
+    )
+
+
 def table(before: Measured, runs: Mapping[str, Sequence[Measured]], against: str) -> list[dict[str, Any]]:
     """A row a run and metric: `mean` after training with its interval, against the model `before`, and
     against the run `against` (None for itself and where that has not been measured).
@@ -34,18 +44,19 @@ def table(before: Measured, runs: Mapping[str, Sequence[Measured]], against: str
     """
     rows: list[dict[str, Any]] = []
     for metric, old in before.items():
-        other = pooled([seed.get(metric, {}) for seed in runs.get(against, ())])
+        others = [seed.get(metric, {}) for seed in runs.get(against, ())]
         for name, seeds in runs.items():
             values = [seed.get(metric, {}) for seed in seeds]
             after = pooled(values)
             apart: list[Comparison] = [compare(old, one) for one in values]
+            compared = compare(*paired(others, values)) if name != against and any(others) else None
             rows.append(
                 {
                     "metric": metric,
                     "run": name,
                     **mean_interval(after.values()),
                     "before": dict(compare(old, after)),
-                    "against": dict(compare(other, after)) if name != against and other else None,
+                    "against": compared and dict(compared),
                     "seeds": [one["difference"] for one in apart],
                 }
             )

@@ -23,7 +23,7 @@ from lr_ray.meter import cost
 from lr_ray.plan import bounds, inputs, pairwise, training
 from lr_ray.plan.bounds import HIGH, LOW, POINT, Supposed, total
 from lr_ray.plan.inputs import Inputs
-from lr_ray.plan.rows import SAMPLE, Answers, Part, made_up, spread, stored
+from lr_ray.plan.rows import SAMPLE, Answers, Part, made_up, shared, spread, stored
 from lr_ray.store import Store
 
 JUDGED = 50  # judged prompts whose forecast is compared with what they used
@@ -92,10 +92,11 @@ def _make(config: Config, runs: Sequence[Config], given: Inputs) -> Forecast:
     prompts = Part(given.prompts, given.count, more=pairwise.of_rewards(runs))
     evaluated = Part(
         given.held_out,
-        (len(runs) + 1) * given.held_out_count,  # the model before answers them, and that of each run
+        given.held_out_count,
         config.evaluation.n,
         SAMPLE // 2,
         pairwise.of_wins(config, len(runs)),
+        len(runs) + 1,  # the model before answers them, and that of each run
     )
     parts = [part for part in (prompts, evaluated) if part.pointers]
     rows = prompts.rows(answers)
@@ -157,9 +158,12 @@ def _count(config: Config, part: Part, rows: list[Any], learned: _Learned) -> di
     cached: set[int] | None = None if config.judge.prices.cached_prompt is None else set()
     kinds: dict[str, Used] = {}
     for row in rows:
-        for of_row in (forecast.of_row(row, once, cached), part.more(row, cached)):
+        times, judged = part.prompts / len(rows), forecast.of_row(row, once, cached)
+        for of_row in (judged, part.more(row, cached)):
             for kind, used in of_row.items():
-                kinds.setdefault(kind, Used()).add(used, part.prompts / len(rows))
+                kinds.setdefault(kind, Used()).add(used, times * part.models)
+        for kind, used in shared(row, judged, once).items() if part.models > 1 else ():
+            kinds[kind].add(used, times * (1 - part.models))
     for kind in kinds.keys() & learned.correction.keys():
         one, factor = kinds[kind], learned.correction[kind]
         one.calls *= factor.calls
@@ -239,13 +243,20 @@ def _price(config: Config, store: Store, result: Forecast) -> None:
 
 
 def _time(config: Config, result: Forecast, seconds: float | None) -> None:
-    judge = config.judge
+    judge, every = config.judge, result.all
     if seconds is None:
-        result.judge_hours = result.all.calls * LATENCY / judge.concurrency / 3600
+        took = every.calls * LATENCY / judge.concurrency
     else:
         at_once = min(result.prompts, judge.rows_in_flight * judge.actors)
         calls = sum(one.calls for kind, one in result.kinds.items() if kind != direct.KIND)
-        result.judge_hours = result.prompts * seconds / at_once * result.all.calls / calls / 3600
+        took = result.prompts * seconds / at_once * every.calls / calls
+    tokens = every.prompt_tokens + every.completion_tokens
+    known = ((every.calls, judge.requests_per_minute), (tokens, judge.tokens_per_minute))
+    minutes = max((amount / limit for amount, limit in known if limit), default=0.0)
+    result.judge_hours = max(took / 3600, minutes / 60)
+    result.notes.append("hours are those of judging; how long sampling and training take is not forecast")
+    if judge.reuse:
+        result.notes.append("what judge.reuse holds already costs nothing, and is not taken off above")
 
 
 def _assumptions(config: Config, result: Forecast, answers: Answers) -> None:

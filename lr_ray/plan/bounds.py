@@ -41,7 +41,8 @@ def end(
 ) -> dict[str, Used]:
     """The forecast `kinds` of `prompts` prompts at an end; how much the judge writes in `heard` is known.
 
-    Lengths of answers change the calls themselves, and must be counted anew.
+    Lengths of answers change the calls themselves, and must be counted anew. A prompt is one, however many
+    models answer it: they share its extracts.
     """
     found = {}
     for kind, one in kinds.items():

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from lr_ray import data
-from lr_ray.config import Config
-from lr_ray.judge import chunks
+from lr_ray.config import Config, Judge
+from lr_ray.judge import chunks, forecast
 from lr_ray.llm.usage import Used
 from lr_ray.plan.bounds import POINT, Supposed
 from lr_ray.rows import Candidate
@@ -61,7 +61,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Part:
-    """Prompts to be judged `prompts` times in all: with `n` answers each, or those that they have.
+    """`prompts` prompts to be judged with `n` answers each, or those that they have, of each of `models`.
 
     `more` is what a row takes beside that.
     """
@@ -71,10 +71,23 @@ class Part:
     n: int | None = None
     most: int = SAMPLE
     more: More = nothing
+    models: int = 1
 
     def rows(self, answers: Answers, supposed: Supposed = POINT, most: int | None = None) -> list[Any]:
         """Those that are counted in full, `most` at most."""
         return [answers.of(one, self.n, supposed) for one in spread(self.pointers, most or self.most)]
+
+
+def shared(row: Any, judged: Mapping[str, Used], settings: Judge) -> dict[str, Used]:
+    """What of judging `row`, `judged` by kind of call, depends on no answer, so that one model's judging pays
+    for all: the extracts, and the embeddings of passages."""
+    found = {"extract": judged["extract"]} if "extract" in judged else {}
+    if "embeddings" in judged:
+        measure = chunks.measure(settings.tokenizer)
+        passages = chunks.split(row["context"], settings.retrieval.chunk_tokens, measure)
+        tokens = sum(round(float(measure.upto(one["text"])[-1]) / measure.unit) for one in passages)
+        found["embeddings"] = Used(math.ceil(len(passages) / forecast.EMBEDDINGS_A_CALL), tokens)
+    return found
 
 
 def made_up(config: Config, length: float = 1.0) -> tuple[int, int]:

@@ -29,10 +29,10 @@ def write(store: Store) -> None:
     """
     found = gather(store)
     pages = {}
-    for pair in sides.pairs(store):
+    for pair in sides.pairs(store, found.compared.against if found.compared else ""):
         shown, cases = sides.gather(pair), tried.gather(pair)
         if shown.rows or cases:
-            store.write(beside(found.name, pair.key, shown, cases).encode(), sides.FOLDER, pair.file)
+            store.write(beside(found.name, pair, shown, cases).encode(), sides.FOLDER, pair.file)
             pages[pair.key] = f"{sides.FOLDER}/{pair.file}"
     labelled = labels.gather(store) if found.agreement else labels.Labelled()
     if labelled.rows:
@@ -77,16 +77,17 @@ def _sentences(found: Gathered) -> list[str]:
     return said
 
 
-def beside(name: str, key: str, shown: sides.Sides, cases: Sequence[Mapping[str, Any]] = ()) -> str:
+def beside(name: str, pair: sides.Pair, shown: sides.Sides, cases: Sequence[Mapping[str, Any]] = ()) -> str:
     """The page of two models' answers to the same prompts and benchmark cases; `name` is the run's."""
-    title = "Before and after" if key == "before-after" else f"{key} against the model before"
+    names = dict(zip(sides.BEFORE_AFTER, pair.names, strict=True))
     plot = gaps(
         shown.counts,
         "Prompts by how far the mean reward moved",
         "difference in points, of 10",
         ("worse", "better"),
     )
-    return _page("sides.html.jinja", name=name, title=title, sides=shown, cases=cases, plot=plot)
+    about = {"name": name, "title": pair.title, "names": names}
+    return _page("sides.html.jinja", **about, sides=shown, cases=cases, plot=plot)
 
 
 def _page(template: str, **values: Any) -> str:

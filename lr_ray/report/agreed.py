@@ -24,7 +24,7 @@ def section(found: Agreement, apart: Sequence[int], page: str | None) -> dict[st
         "page": page,
         "share": words.share(found.accuracy),
         "ends": words.share_ends(found.low, found.high),
-        "methods": [_method(row) for row in found.methods[:GROUPS]],
+        "methods": [_method(row, found.n) for row in found.methods[:GROUPS]],
         "plot": _plot([(row.method, row) for row in found.methods], "Agreement by way of judging", found),
         "groups": [
             _groups(found, title, members)
@@ -54,12 +54,16 @@ def _plot(rows: Sequence[tuple[str, Accuracy]], title: str, found: Agreement) ->
     )
 
 
-def _method(row: Method) -> dict[str, Any]:
+def _method(row: Method, scored: int) -> dict[str, Any]:
+    """The cells of a way of judging; LongReward has `scored` pairs."""
     ahead = row.longreward_ahead
     if ahead is None or ahead.difference is None:
         return {"name": row.method, **_cells(row), "ahead": "", "ahead_ends": ""}
     low, high = (None if edge is None else 100 * edge for edge in (ahead.low, ahead.high))
-    by = {"ahead": words.signed(100 * ahead.difference, 1), "ahead_ends": words.ends(low, high, 1)}
+    ends = words.ends(low, high, 1)
+    if ahead.pairs is not None and ahead.pairs < max(row.n, scored):
+        ends += f" on {meter.number(ahead.pairs, 'pair')}"  # else it is the difference of what is shown
+    by = {"ahead": words.signed(100 * ahead.difference, 1), "ahead_ends": ends}
     return {"name": row.method, **_cells(row), **by}
 
 

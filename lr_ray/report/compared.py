@@ -9,6 +9,7 @@ from lr_ray.report import words
 from lr_ray.report.facts import MEASURES
 from lr_ray.report.forest import MOST, Mark, forest
 from lr_ray.report.shapes import Compared, Row, Run
+from lr_ray.report.sides import between
 
 COLUMNS = 5  # metrics side by side
 METRICS = 40  # shown; all are in compare.json
@@ -37,7 +38,7 @@ def section(found: Compared, pages: dict[str, str]) -> dict[str, Any]:
         "lines": [_line(row) for row in found.table[:LINES]],
         "more": max(0, len(found.table) - LINES),
         "seeds": max((len(run.seeds) for run in found.runs), default=1),
-        "runs": [_run(run, pages) for run in found.runs[:MOST]],
+        "runs": [_run(run, found.against, pages) for run in found.runs[:MOST]],
         "more_runs": max(0, len(found.runs) - MOST),
     }
 
@@ -130,7 +131,9 @@ def _figure(metric: str, marks: list[Mark], other: str, places: int) -> dict[str
     }
 
 
-def _run(run: Run, pages: dict[str, str]) -> dict[str, Any]:
+def _run(run: Run, against: str, pages: dict[str, str]) -> dict[str, Any]:
+    folders = [(seed.seed, f"{run.name}-seed{seed.seed}") for seed in run.seeds]
+    others = [(seed, between(folder, f"{against}-seed{seed}")) for seed, folder in folders]
     changes = ", ".join(
         f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in run.changes.items()
     )
@@ -141,11 +144,8 @@ def _run(run: Run, pages: dict[str, str]) -> dict[str, Any]:
         "dropped": _dropped(run),
         "steps": [words.number(seed.steps, 0) for seed in run.seeds],
         "failed": sum(seed.failed for seed in run.seeds),
-        "pages": [
-            (seed.seed, pages[folder])
-            for seed in run.seeds
-            if (folder := f"{run.name}-seed{seed.seed}") in pages
-        ],
+        "pages": [(seed, pages[folder]) for seed, folder in folders if folder in pages],
+        "others": [(seed, pages[key]) for seed, key in others if key in pages],
     }
 
 

@@ -109,9 +109,15 @@ class Accuracy(Shape):
     unscored: int
 
 
+class Ahead(Difference):
+    """Of accuracies, on the `pairs` that both ways of judging scored."""
+
+    pairs: int | None = None
+
+
 class Method(Accuracy):
     method: str
-    longreward_ahead: Difference | None = None
+    longreward_ahead: Ahead | None = None
 
 
 class Group(Shape):

@@ -20,6 +20,7 @@ PICKED = 12
 """Prompts picked at random."""
 EXTREMES = 3
 """Prompts of the greatest gain, and of the greatest loss."""
+BEFORE_AFTER = ("before", "after")
 RANDOM, GAIN, LOSS = "picked at random", "greatest gain", "greatest loss"
 PAGES = 200
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}-seed-?\d{1,20}")
@@ -27,32 +28,46 @@ _COLUMNS = ["prompt_id", "candidates.list.element.reward"]
 
 
 class Pair(NamedTuple):
-    """Two models that answered the same prompts: what the page is called, and the run directories that hold
-    the evaluation of the model before and of the one after."""
+    """Two models that answered the same prompts: what the page is called, the run directories that hold the
+    evaluations of the one and of the other (always its model after), and what the two are called."""
 
     key: str
     source: Store
     store: Store
+    names: tuple[str, str] = BEFORE_AFTER
+
+    @property
+    def title(self) -> str:
+        """Of the page."""
+        if self.names != BEFORE_AFTER:
+            return f"{self.names[1]} against {self.names[0]}"
+        return "Before and after" if self.key == "before-after" else f"{self.key} against the model before"
+
+    @property
+    def side(self) -> str:
+        """Of its evaluation that the first model is."""
+        return "before" if self.names == BEFORE_AFTER else "after"
 
     @property
     def before(self) -> Store:
-        """The answers of the model before to the held-out prompts."""
-        return self.source.sub("evaluation", "before")
+        """The first model's answers to the held-out prompts."""
+        return self.source.sub("evaluation", self.side)
 
     @property
     def after(self) -> Store:
-        """Those of the model after."""
+        """The other's."""
         return self.store.sub("evaluation", "after")
 
     @property
-    def wins(self) -> Store:
-        """Comparisons of the two."""
-        return self.store.sub("evaluation", "wins")
+    def wins(self) -> Store | None:
+        """Comparisons of the two; only a model and the one it started from have some."""
+        return self.store.sub("evaluation", "wins") if self.names == BEFORE_AFTER else None
 
-    @staticmethod
-    def tried(store: Store, side: str) -> Store:
-        """The answers of a side to the benchmarks, in the run directory that holds its evaluation."""
-        return store.sub("evaluation", f"benchmarks_{side}")
+    @property
+    def tried(self) -> tuple[Store, Store]:
+        """The answers of both to the benchmarks."""
+        first = self.source.sub("evaluation", f"benchmarks_{self.side}")
+        return first, self.store.sub("evaluation", "benchmarks_after")
 
     @property
     def file(self) -> str:
@@ -73,23 +88,30 @@ class Sides:
     wins: tuple[int, int, int] = (0, 0, 0)
 
 
-def pairs(store: Store) -> Iterator[Pair]:
-    """The evaluation's two models, and each run of a comparison against the model before.
+def between(folder: str, other: str) -> str:
+    """What the page of two trainings is called; no folder that names one has this sign."""
+    return f"{folder}~{other}"
+
+
+def pairs(store: Store, against: str = "") -> Iterator[Pair]:
+    """The evaluation's two models, each training of a comparison against the model before, and each of
+    another run against that of the run `against` with the same seed.
 
     Folders of the comparison name pages; those that lr-ray would not have made are passed over.
     """
-    found = [("before-after", store)]
-    folders = [name for name in store.folders("compare") if _NAME.fullmatch(name)]
-    found += [(name, store.sub("compare", name)) for name in folders[:PAGES]]
-    for key, there in found:
-        pair = Pair(key, store, there)
-        both = ((pair.before, pair.after, "judged"), (*_tried(pair), "sampled"))
+    folders = [name for name in store.folders("compare") if _NAME.fullmatch(name)][:PAGES]
+    stores = {name: store.sub("compare", name) for name in folders}
+    found = [Pair("before-after", store, store)]
+    found += [Pair(name, store, there) for name, there in stores.items()]
+    for name, there in stores.items():
+        run, _, seed = name.rpartition("-seed")
+        first = f"{against}-seed{seed}"
+        if run != against and first in stores:
+            found.append(Pair(between(name, first), stores[first], there, (first, name)))
+    for pair in found:
+        both = ((pair.before, pair.after, "judged"), (*pair.tried, "sampled"))
         if any(one.files(kind) and other.files(kind) for one, other, kind in both):
             yield pair
-
-
-def _tried(pair: Pair) -> tuple[Store, Store]:
-    return pair.tried(pair.source, "before"), pair.tried(pair.store, "after")
 
 
 def gather(pair: Pair, seed: int = 0) -> Sides:
@@ -157,12 +179,12 @@ def rows(store: Store, ids: set[str], folder: str = "judged") -> dict[str, dict[
 
 
 def _verdicts(
-    store: Store, ids: set[str]
+    store: Store | None, ids: set[str]
 ) -> tuple[dict[str, dict[int, dict[str, Any]]], tuple[int, int, int]]:
     """Prompt id → answer's index → who won and why; and of all how often after won, none did, before did."""
     found: dict[str, dict[int, dict[str, Any]]] = {}
     won = even = lost = 0
-    for row in store.rows("graded", ["prompt_id", "benchmark", "grades"]):
+    for row in store.rows("graded", ["prompt_id", "benchmark", "grades"]) if store else ():
         if row["benchmark"] != HELD_OUT:
             continue
         flipped = {grade["index"] for grade in row["grades"] if grade["metric"] == FLIPPED and grade["value"]}

@@ -1,8 +1,9 @@
-"""Answers of two models to cases of the benchmarks, with the grades that a judge gave them."""
+"""Answers of two models to cases of the benchmarks, with the grades that a judge or plain rules gave them."""
 
 import random
 from typing import Any
 
+from lr_ray.benchmark_results import RULES
 from lr_ray.benchmarks.wins import FLIPPED
 from lr_ray.report import sides
 from lr_ray.store import Store
@@ -15,7 +16,7 @@ GRADES = 12  # of an answer that are shown
 
 def gather(pair: sides.Pair, seed: int = 0) -> list[dict[str, Any]]:
     """Cases picked at random, the same for the same run and seed, with both models' first answers."""
-    stores = {"before": pair.tried(pair.source, "before"), "after": pair.tried(pair.store, "after")}
+    stores = dict(zip(sides.BEFORE_AFTER, pair.tried, strict=True))
     where = [store.index("sampled") for store in stores.values()]
     by_label: dict[str, list[str]] = {}
     for one in sorted(where[0].keys() & where[1].keys()):
@@ -42,9 +43,9 @@ def gather(pair: sides.Pair, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def _grades(store: Store, ids: set[str]) -> dict[str, list[dict[str, Any]]]:
-    """The grades of the first answers; plain rules' are not kept, so theirs are not there."""
+    """The grades of the first answers."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for row in store.rows("graded", ["prompt_id", "grades"]):
+    for row in (one for folder in ("graded", RULES) for one in store.rows(folder, ["prompt_id", "grades"])):
         if row["prompt_id"] in ids:
             of_first = [one for one in row["grades"] if one["index"] == 0 and one["metric"] != FLIPPED]
             found[row["prompt_id"]] = of_first[:GRADES]
