@@ -264,15 +264,15 @@ def test_a_reply_of_another_shape_is_no_answer_and_what_it_claims_to_cost_is_bou
     assert row.usage["cached_tokens"] == 2  # never more than there were prompt tokens
 
 
-def test_an_embedding_reply_of_another_shape_is_a_reason(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with serving(in_turn((200, {"object": "list"}, {}))) as endpoint:
-            judge = settings(endpoint.url)
-            client, book = Client(judge, None, Governor(8)), Ledger(Store(str(tmp_path)))
-            row = Calls("p", client, book, {}, judge, lambda *_: None)
-            with pytest.raises(Unusable, match="one vector a text"):
-                await row.embed(["a"], "words", client)
-            await client.close()
-            book.close()
-
-    run(work)
+def test_text_in_parts_is_the_text_of_its_text_parts(tmp_path: Path) -> None:
+    parts: Any = [
+        {"type": "reasoning", "text": "I say [[10]]"},
+        {"type": "text", "text": '{"analysis": "fine", '},
+        {"type": "text", "text": '"score": 7}'},
+    ]
+    (answer,), endpoint, _ = ask(tmp_path, in_turn(chat(parts), error(500)))
+    assert answer == Rating(analysis="fine", score=7)
+    assert len(endpoint.requests) == 1
+    nothing: Any = [{"type": "image_url"}, "text", {"type": "text", "text": None}]
+    (answer,), _, _ = ask(tmp_path, in_turn(chat(nothing)), rating("another"), attempts=1)
+    assert "the reply was empty" in str(answer)

@@ -1,6 +1,4 @@
 import asyncio
-import json
-import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -10,12 +8,12 @@ from typing import Any
 import pytest
 
 from lr_ray import metrics
-from lr_ray.config import Config
 from lr_ray.llm import client as clients
 from lr_ray.llm import transport
-from lr_ray.llm.client import Client, EndpointRefused, GaveUp, Unanswerable, check, shown
+from lr_ray.llm.client import Client
+from lr_ray.llm.failures import EndpointRefused, GaveUp, Unanswerable
 from lr_ray.llm.governor import Governor
-from lr_ray.llm.spending import Stopped
+from lr_ray.llm.spending import Account, Stopped
 from tests.endpoint import Answer, Endpoint, Script, chat, error, in_turn, run, serving, settings
 
 KEY = "sk-very-secret"
@@ -65,9 +63,15 @@ def test_a_reply_comes_back_as_it_is_and_the_request_goes_out_as_it_is() -> None
         (200, None, {}),
         (200, b"<html>oops</html>", {}),
         (200, {"error": {"message": "overloaded"}}, {}),
+        (200, {"error": {"message": "overloaded", "code": 503}}, {}),
+        (200, {"error": "overloaded"}, {}),
         (200, b"[" * 100_000, {}),
+        (200, [], {}),
     ],
-    ids=["429", "500", "503", "408", "hang-up", "not json", "error in 200", "too deep"],
+    ids=[
+        *("429", "500", "503", "408", "hang-up", "not json", "error in 200", "503 in 200", "a word in 200"),
+        *("too deep", "no object"),
+    ],
 )
 def test_what_a_retry_can_help_is_tried_again(failure: Answer) -> None:
     reply, endpoint, counts = post(in_turn(failure, failure, chat("yes")))
@@ -113,11 +117,11 @@ def test_an_endpoint_that_stays_broken_is_given_up() -> None:
     assert len(endpoint.requests) == clients.BROKEN_TRIES
 
 
-@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 422])
-def test_what_no_retry_can_help_stops_at_once(status: int) -> None:
+@pytest.mark.parametrize(("status", "asked"), [(401, 1), (402, 1), (404, 1), (400, 2), (403, 2), (422, 2)])
+def test_what_no_retry_can_help_stops_at_once(status: int, asked: int) -> None:
     reply, endpoint, _ = post(in_turn(error(status, f"bad {KEY}" if status in (401, 403) else "bad")))
     assert isinstance(reply, EndpointRefused)
-    assert len(endpoint.requests) == 1
+    assert len(endpoint.requests) == asked
     assert KEY not in str(reply)
     assert f"HTTP {status}" in str(reply)
 
@@ -141,32 +145,6 @@ def test_one_request_that_is_too_long_or_filtered_does_not_stop_the_run(answer: 
     assert isinstance(post(in_turn(answer))[0], Unanswerable)
 
 
-def test_a_refusal_amid_answers_is_of_that_request_but_not_when_every_prompt_meets_it() -> None:
-    def script(request: dict[str, Any]) -> Answer:
-        return error(400, "data_inspection_failed") if request["a"] == "bad" else chat("yes")
-
-    async def work() -> list[Any]:
-        async with serving(script) as endpoint:
-            client = Client(settings(endpoint.url), KEY, Governor(4))
-            results: list[Any] = []
-            for prompt, a in [("p", 1), ("q", "bad"), ("r", "bad"), ("p", 1), *[(n, "bad") for n in "stu"]]:
-                body = json.dumps({"a": a}).encode()
-                try:
-                    results.append(
-                        await client.post("/chat/completions", body, f"{prompt}/0/x/0", _uncounted)
-                    )
-                except Exception as failure:
-                    results.append(type(failure))
-            await client.close()
-            return [result for result in results if not isinstance(result, dict)]
-
-    assert run(work) == [Unanswerable] * 4 + [EndpointRefused]
-
-
-def _uncounted(name: Any, number: int) -> None:
-    pass
-
-
 def test_an_absurdly_large_reply_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "LARGEST_REPLY", 1 << 20)
     reply, endpoint, _ = post(in_turn((200, b" " * (3 << 20), {})))
@@ -187,7 +165,7 @@ class Permits:
     def __init__(self, *replicas: int) -> None:
         self.replicas, self.heard = list(replicas), []
         self.asked: list[tuple[int, tuple[int, ...]]] = []
-        self.replica = 0
+        self.replica, self.account = 0, Account()
 
     @asynccontextmanager
     async def permit(self, tokens: int, order: tuple[int, ...]) -> AsyncIterator["Permits"]:
@@ -206,7 +184,7 @@ class Permits:
 
 
 def test_each_try_goes_where_its_permit_says_and_its_end_is_told() -> None:
-    permits: Any = Permits(0, 1, 1, 0, 3)
+    permits: Any = Permits(0, 1, 1, 0, 1)
     first = in_turn(error(429, retry_after="0.01", x_left="7"), (200, None, {}))
     status, body, _ = chat("yes")
     second = in_turn(error(500), error(503, retry_after="0.01"), (status, body, {"x-left": "5"}))
@@ -226,7 +204,7 @@ def test_each_try_goes_where_its_permit_says_and_its_end_is_told() -> None:
         ("broke", "HTTP 500"),
         ("broke", "HTTP 503"),
         ("broke", "the connection broke (ClientPayloadError)"),
-        ("succeeded", 10, "5"),  # replica 3 of 2 is the second
+        ("succeeded", 10, "5"),
     ]
 
 
@@ -272,6 +250,44 @@ def test_a_stop_of_the_run_sends_nothing() -> None:
     assert run(work) == []
 
 
+def test_a_stop_of_the_run_does_not_wait_for_calls_that_wait_to_be_tried_again() -> None:
+    async def work() -> float:
+        async with serving(in_turn(error(503, retry_after="30"))) as endpoint:
+            governor = Governor(4)
+            client = Client(settings(endpoint.url), KEY, governor)
+            call = asyncio.create_task(client.post("/x", b"{}", "u", lambda *_: None))
+            while not endpoint.requests:  # noqa: ASYNC110 - the endpoint has no event for it
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            assert not call.done()
+            governor.account.told("the budget is spent", None)
+            began = time.monotonic()
+            with pytest.raises(Stopped, match="the budget is spent"):
+                await call
+            await client.close()
+            assert len(endpoint.requests) == 1
+            return time.monotonic() - began
+
+    assert run(work) < 5
+
+
+def test_a_key_that_breaks_requests_is_refused_before_any() -> None:
+    with pytest.raises(ValueError, match="the key in OPENAI_API_KEY holds") as caught:
+        Client(settings("http://127.0.0.1:9/v1"), f"{KEY}\n", Governor(1))
+    assert KEY not in str(caught.value)
+
+
+def test_a_proxy_that_cannot_be_used_is_no_fault_of_the_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    reply, endpoint, counts = post(in_turn(chat("yes")))
+    assert "is a socks5 proxy; only http works" in str(reply)
+    assert isinstance(reply, ValueError)
+    assert endpoint.requests == []
+    assert counts["retries"] == 0
+
+
 def test_after_a_refusal_nothing_is_sent_any_more() -> None:
     async def work() -> int:
         async with serving(in_turn(error(401))) as endpoint:
@@ -288,77 +304,3 @@ def test_after_a_refusal_nothing_is_sent_any_more() -> None:
 def test_lone_surrogates_in_the_http_body_are_read() -> None:
     reply, _, _ = post(in_turn((200, b'{"choices": [], "x": "\\ud800"}', {})))
     assert reply["x"] == "\ud800"
-
-
-def test_a_url_is_shown_without_its_password() -> None:
-    assert shown("https://me:word@host:1/v1/") == "https://host:1/v1/"
-
-
-class TestCheck:
-    @pytest.fixture(autouse=True)
-    def _environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-
-    def asked(self, script: Script, *others: Script) -> None:
-        async def work() -> None:
-            async with serving(script) as endpoint, serving(others[0] if others else script) as other:
-                urls = [endpoint.url, other.url] if others else endpoint.url
-                config = Config.model_validate({"run_dir": "x", "judge": {"model": "m", "base_url": urls}})
-                await asyncio.to_thread(check, config)
-                assert bool(other.requests) is bool(others)
-
-        run(work)
-
-    @pytest.mark.parametrize("answer", [(200, {"data": []}, {}), error(404), error(429)])
-    def test_an_endpoint_that_is_there_passes(self, answer: Answer) -> None:
-        self.asked(in_turn(answer))
-
-    @pytest.mark.parametrize("status", [401, 403])
-    def test_a_refused_key_names_its_variable(self, status: int) -> None:
-        with pytest.raises(ValueError, match=f"refuses the key in OPENAI_API_KEY .HTTP {status}") as caught:
-            self.asked(in_turn(error(status, KEY)))
-        assert KEY not in str(caught.value)
-
-    def test_every_replica_is_asked(self) -> None:
-        there = in_turn((200, {"data": []}, {}))
-        self.asked(there, there)
-        with pytest.raises(ValueError, match="refuses the key in OPENAI_API_KEY"):
-            self.asked(there, in_turn(error(401)))
-
-    def test_no_replica_at_all(self) -> None:
-        with pytest.raises(ValueError, match="at least 1 item"):
-            Config.model_validate({"run_dir": "x", "judge": {"model": "m", "base_url": []}})
-
-    def test_a_redirect_is_told(self) -> None:
-        with pytest.raises(ValueError, match=r"redirects to 'http://elsewhere/v1' .HTTP 308"):
-            self.asked(in_turn((308, {}, {"location": "http://elsewhere/v1"})))
-
-    def test_a_missing_key_is_called_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("OPENAI_API_KEY")
-        with pytest.raises(ValueError, match="wants a key, and there is none in OPENAI_API_KEY"):
-            self.asked(in_turn(error(401)))
-
-    def test_nobody_there_is_one_sentence(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
-        url = f"http://127.0.0.1:{port}/v1"
-        config = Config.model_validate({"run_dir": "x", "judge": {"model": "m", "base_url": url}})
-        with pytest.raises(ValueError, match=rf"endpoint {url}/ cannot be reached: .*refused") as caught:
-            check(config)
-        assert "\n" not in str(caught.value)
-
-    def test_a_url_that_is_none(self) -> None:
-        config = Config.model_validate({"run_dir": "x", "judge": {"model": "m", "base_url": "localhost:1"}})
-        with pytest.raises(ValueError, match="cannot be reached"):
-            check(config)
-
-    def test_a_key_that_breaks_the_request_is_not_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
-        with pytest.raises(ValueError, match="the key in OPENAI_API_KEY holds") as caught:
-            self.asked(in_turn(chat("x")))
-        assert KEY not in str(caught.value)
-
-    def test_a_missing_model_is_named(self) -> None:
-        with pytest.raises(ValueError, match=r"judge\.model"):
-            check(Config.model_validate({"run_dir": "x"}))

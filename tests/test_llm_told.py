@@ -2,7 +2,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lr_ray.llm.told import Told, mentions, seconds
+from lr_ray.llm.dimension import TOLD, Dimension
+from lr_ray.llm.lease import Seen
+from lr_ray.llm.limits import Limits
+from lr_ray.llm.told import CHANGED, SPREAD, Said, Told, mentions, seconds
 
 
 @pytest.mark.parametrize(
@@ -43,14 +46,44 @@ def openai(limit: int, left: float, period: float) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("period", [1.0, 60.0, 86400.0])
+@pytest.mark.parametrize("period", [1.0, 60.0])
 def test_the_period_of_a_limit_shows_in_how_it_resets(period: float) -> None:
     told = Told()
     read = [told.read(openai(6000, 6000 - 37 * i, period)) for i in range(12)]
-    assert [one for one, _ in read if one is not None] == [pytest.approx(6000 / period)]
+    assert [one for one, _ in read if one is not None] == [Said(pytest.approx(6000 / period))]
     # A change of the limit is told at once, and again only when it changes.
-    assert told.read(openai(3000, 1500, period))[0] == pytest.approx(3000 / period)
+    assert told.read(openai(3000, 1500, period))[0] == Said(pytest.approx(3000 / period))
     assert told.read(openai(3000, 1400, period)) == (None, None)
+
+
+@pytest.mark.parametrize("period", [3600.0, 86400.0])
+def test_a_limit_for_hours_is_an_amount_that_only_its_end_slows_down(period: float) -> None:
+    told, last = Told(), None
+    ceiling = Dimension(50.0, most=200.0)
+    ceiling.set(50.0)
+    for i in range(10_001):
+        last = told.read(openai(10_000, 10_000 - i, period))[0] or last
+        if last is not None:
+            ceiling.told(last)
+            assert ceiling.limit <= TOLD * (10_000 / period + (10_000 - i) / SPREAD) * (1 + 2 * CHANGED)
+        if i == 6000:
+            assert ceiling.limit == 50.0  # not before
+    assert ceiling.limit == pytest.approx(TOLD * 10_000 / period, rel=2 * CHANGED)  # what comes back
+    said = told.read(openai(10_000, 9_000, period))[0]
+    assert said is not None
+    ceiling.told(said)
+    assert ceiling.limit == 50.0  # and again when it is there again
+
+
+def test_a_day_with_enough_left_throttles_nothing() -> None:
+    """A process that asks for 50 a second, of an endpoint with 10,000 a day, most of them left."""
+    limits = Limits(64)
+    for i in range(50):
+        headers = openai(10_000, 10_000 - 10 * i, 86400.0)
+        limits.hear("a", Seen(elapsed=0.2, granted=10, hungry=0.2, told=headers), 0.2 * i)
+    assert limits.requests.limit > 100
+    limits.hear("a", Seen(elapsed=0.2, granted=10, told=openai(10_000, 60, 86400.0)), 10.2)
+    assert 1.0 < limits.requests.limit < 1.2
 
 
 def test_a_window_that_ends_at_a_fixed_time_tells_nothing() -> None:
@@ -71,7 +104,7 @@ def test_anthropic_names_and_times() -> None:
         }
         assert mentions(headers | {"date": "x"}) == headers
         last = told.read(headers)[1] or last
-    assert last == pytest.approx(50000 / 60)
+    assert last == Said(pytest.approx(50000 / 60))
 
 
 @pytest.mark.parametrize("value", ["", "many", "-1", "nan", "inf", "1e999"])

@@ -99,13 +99,13 @@ class TestServer:
 
     @pytest.mark.parametrize("kind", list(SCHEMAS))
     def test_without_json_schema_the_prompt_says_what_is_asked(self, url: str, kind: str) -> None:
-        from lr_ray.llm.calls import _with_schema
+        from lr_ray.llm.requests import with_schema
 
         blocks = [Block("question", QUESTION)]
         if kind == "completeness":
             blocks.append(Block("extract", "Mira keeps copper.", 0.5))
         asked = messages(kind, "en", [*blocks, Block("answer", "Mira keeps copper.")])
-        body = {"model": "m", "temperature": 0, "messages": _with_schema(asked, SCHEMAS[kind])}
+        body = {"model": "m", "temperature": 0, "messages": with_schema(asked, SCHEMAS[kind])}
         status, reply = post(url, body)
         assert status == 200
         content = json.loads(reply["choices"][0]["message"]["content"])

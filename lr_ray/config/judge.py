@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from lr_ray.config.parameters import checked
 from lr_ray.config.section import Resources, Section
 
 DIMENSIONS = ("helpfulness", "logicality", "faithfulness", "completeness")
@@ -84,8 +85,9 @@ class Judge(Section):
     """Longest judge answer, in tokens."""
     structured_output: Literal["json_schema", "prompt"] = "json_schema"
     """How the answer's schema is enforced: by the endpoint, or by the prompt and strict parsing."""
-    parameters: dict[str, Any] = {}
-    """Further parameters of the chat request under their own names (top_p, extra_body, …)."""
+    parameters: Annotated[dict[str, Any], AfterValidator(checked)] = {}
+    """Further parameters of the chat request under their own names (top_p, extra_body, …); extra_headers and
+    extra_query go with every request. What judging itself sets, and what it cannot read, is refused."""
     extract_chunk_tokens: int = Field(4096, ge=16)
     """Tokens of a chunk that completeness takes an extract of, without overlap (paper: 4,096)."""
     tokenizer: str | None = None

@@ -16,11 +16,12 @@ from lr_ray import journal, metrics, rows
 from lr_ray.config import Config, api_key
 from lr_ray.llm import shared, usage
 from lr_ray.llm.calls import Calls
-from lr_ray.llm.client import Client, GaveUp
+from lr_ray.llm.client import Client
+from lr_ray.llm.failures import GaveUp
 from lr_ray.llm.governor import Governor
 from lr_ray.llm.ledger import Ledger
 from lr_ray.llm.paid import Paid
-from lr_ray.llm.spending import Stopped
+from lr_ray.llm.spending import Beside, Stopped
 from lr_ray.store import Store
 
 if TYPE_CHECKING:
@@ -109,9 +110,15 @@ class Asker:
         self.start()
 
     def client(self, base_url: str | None = None) -> Client:
-        """A client under the run's limits, of judge.base_url or another; closed with the actor."""
-        judge = self.config.judge
-        made = Client(judge, api_key(self.config), self.governor, base_url, self.journal)
+        """A client of judge.base_url or another endpoint; closed with the actor.
+
+        Another one's refusals say nothing of the judge's limits: it has its own, of as many calls in flight.
+        """
+        judge, governor = self.config.judge, self.governor
+        if base_url not in (None, judge.base_url):
+            governor = Governor(max(1, judge.concurrency // judge.actors))
+            governor.account = Beside(self.governor.account)
+        made = Client(judge, api_key(self.config), governor, base_url, self.journal)
         self._clients.append(made)
         return made
 

@@ -3,6 +3,7 @@
 import math
 
 from lr_ray.llm.lease import INF
+from lr_ray.llm.told import Said
 
 DIP = 0.985  # of the measured limit right after a cut: room for a bucket to fill, and for noise
 TOLD = 0.99  # of a limit that the endpoint names is used
@@ -77,7 +78,8 @@ class Dimension:
         """Nothing is known of it."""
         self.anchor, self.age = INF, 0.0
 
-    def told(self, limit: float) -> None:
-        """The endpoint names its limit: go there, and not beyond."""
-        self.most = min(self._known, limit * TOLD)
-        self.set(limit)
+    def told(self, said: Said) -> None:
+        """The endpoint names its limit: go there, and not beyond; or, for now, only not beyond."""
+        self.most = min(self._known, said.rate * TOLD)
+        if not said.for_now:
+            self.set(said.rate)

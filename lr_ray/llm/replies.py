@@ -1,12 +1,13 @@
 """What an endpoint's reply holds: kept as little as can be, read as strictly as can be."""
 
-import base64
 import json
 import re
 from typing import Any, TypeVar
 
-import numpy as np
+import orjson
 from pydantic import BaseModel, ValidationError
+
+from lr_ray.llm import vectors
 
 A = TypeVar("A", bound=BaseModel)
 
@@ -21,6 +22,35 @@ class Bad(Exception):
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
         self.kind = kind
+
+
+def parsed(body: bytes) -> dict[str, Any]:
+    """The JSON object in the body of a response.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        try:
+            reply = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            # Some servers write lone surrogates, which only the lenient parser takes; `scrub` removes them.
+            reply = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("the endpoint's reply is not JSON") from error
+    if not isinstance(reply, dict):
+        raise ValueError("the endpoint's reply is not a JSON object")
+    return reply
+
+
+def used(reply: dict[str, Any]) -> int:
+    """The tokens a response says it used, prompt and completion together; 0 where it does not say."""
+    usage = reply.get("usage")
+    total = usage.get("total_tokens") if isinstance(usage, dict) else None
+    if total is None and isinstance(usage, dict):
+        parts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+        total = sum(part for part in parts if type(part) is int)
+    return total if type(total) is int and 0 <= total <= MOST_TOKENS else 0
 
 
 def read(reply: dict[str, Any], answer: type[A]) -> A:
@@ -51,6 +81,21 @@ def read(reply: dict[str, Any], answer: type[A]) -> A:
         raise Bad("invalid", "the reply is not valid JSON") from error
 
 
+def read_vectors(reply: dict[str, Any], number: int) -> vectors.Vectors:
+    """The unit-length embeddings of `number` texts in a reply, shape (number, width).
+
+    Raises:
+        Bad: it does not hold exactly these.
+    """
+    found = reply.get("vectors") or []
+    try:
+        if len(found) != number:
+            raise ValueError(f"{len(found)} vectors")
+        return vectors.unpacked(found)
+    except ValueError as error:
+        raise Bad("invalid", "the embedding endpoint did not give one usable vector a text") from error
+
+
 def _unfenced(text: str) -> str:
     """What a Markdown fence around the whole reply holds. No pattern: white space could stall one."""
     if len(text) < 6 or not (text.startswith("```") and text.endswith("```")):
@@ -78,13 +123,21 @@ def slim(reply: dict[str, Any]) -> dict[str, Any]:
         "completion_tokens": _tokens(usage.get("completion_tokens")),
     }
     if "data" in reply and "choices" not in reply:
-        return tokens | {"vectors": _vectors(reply["data"])}
+        return tokens | {"vectors": vectors.packed(reply["data"])}
     choices = reply.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     message = choice.get("message") if isinstance(choice.get("message"), dict) else {}
-    texts = {"content": message.get("content"), "refusal": message.get("refusal")}
+    texts = {"content": _whole(message.get("content")), "refusal": message.get("refusal")}
     texts["finish_reason"] = choice.get("finish_reason")
     return tokens | {k: scrub(v) if isinstance(v, str) else None for k, v in texts.items()}
+
+
+def _whole(content: Any) -> Any:
+    """A message's text, which some gateways send in parts; parts of another type are no answer."""
+    if not isinstance(content, list):
+        return content
+    texts = (part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text")
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def estimated(reply: dict[str, Any], prompt_bytes: int) -> dict[str, Any]:
@@ -102,20 +155,6 @@ def estimated(reply: dict[str, Any], prompt_bytes: int) -> dict[str, Any]:
 
 def _tokens(value: Any) -> int:
     return value if type(value) is int and 0 <= value <= MOST_TOKENS else 0
-
-
-def _vectors(data: Any) -> list[str] | None:
-    """Embeddings in the order of their texts, each base64 of float16; None where the reply is malformed."""
-    try:
-        return [_float16(item["embedding"]) for item in sorted(data, key=lambda item: item["index"])]
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def _float16(embedding: Any) -> str:
-    if isinstance(embedding, str):
-        embedding = np.frombuffer(base64.b64decode(embedding), np.float32)
-    return base64.b64encode(np.asarray(embedding, np.float16).tobytes()).decode()
 
 
 _BAD_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")

@@ -6,6 +6,7 @@ reason to stop and the money that this process may spend until it comes again. P
 own.
 """
 
+import asyncio
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class Account:
         self._report = Report()
         self._allowance: float | None = None
         self.stop: str | None = None
+        self.ended = asyncio.Event()  # there is a reason to stop
         self.estimated = False
 
     def paid(self, money: float, *, estimated: bool = False) -> None:
@@ -93,8 +95,43 @@ class Account:
     def told(self, stop: str | None, allowance: float | None) -> None:
         """The answer to the report taken last. `allowance` is money; None: without limit."""
         self.stop = self.stop or stop
+        if self.stop is not None:
+            self.ended.set()
         # What was spent while the report was on its way is not in the answer yet.
         self._allowance = None if allowance is None else allowance - self._report.money
+
+
+class Beside(Account):
+    """`account` for a second governor of its process: it adds there and heeds it, and the first reports."""
+
+    def __init__(self, account: Account) -> None:
+        super().__init__()
+        self._account, self.ended = account, account.ended
+
+    def paid(self, money: float, *, estimated: bool = False) -> None:
+        self._account.paid(money, estimated=estimated)
+
+    def answered(self) -> None:
+        self._account.answered()
+
+    def unusable(self, reason: str) -> None:
+        self._account.unusable(reason)
+
+    def broke(self, reason: str) -> None:
+        self._account.broke(reason)
+
+    def row(self, reason: str = "") -> None:
+        self._account.row(reason)
+
+    @property
+    def may_begin(self) -> bool:
+        return self._account.may_begin
+
+    def take(self) -> Report:
+        return Report()
+
+    def told(self, stop: str | None, allowance: float | None) -> None:
+        pass
 
 
 class Spending:

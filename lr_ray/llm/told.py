@@ -4,6 +4,9 @@ OpenAI and most gateways send ``x-ratelimit-{limit,remaining,reset}-{requests,to
 ``anthropic-ratelimit-{requests,tokens}-{limit,remaining,reset}``. None says for how long the limit counts: a
 minute at OpenAI, a day for requests at Groq. It shows in how `reset`, the time until all of it is there
 again, grows as `remaining` falls.
+
+A limit for a minute is the rate to keep. One for a day is not: what is left of it may be used at once, and
+only near its end is the use of it slowed down, to what comes back.
 """
 
 import math
@@ -11,8 +14,11 @@ import re
 from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 PERIODS = (1.0, 60.0, 3600.0, 86400.0)  # seconds that a limit may count for
+LONG = 3600.0  # a limit for so many seconds is one of an amount
+SPREAD = 60.0  # seconds in which, at the soonest, what is left of that is used
 READINGS = 16  # of which the period is told
 FEWEST = 6
 CHANGED = 0.02  # a limit that differs less is the same
@@ -59,18 +65,25 @@ def _names(what: str) -> tuple[tuple[str, str, str], ...]:
 NAMES = tuple(name for what in WHATS for form in _names(what) for name in form)
 
 
+class Said(NamedTuple):
+    """What the endpoint allows, `rate` a second: the limit itself, or, `for_now`, no more than a ceiling."""
+
+    rate: float
+    for_now: bool = False
+
+
 class Told:
-    """What the endpoint says it allows, in requests and tokens a second, as far as it can be understood."""
+    """What the endpoint says it allows, of requests and of tokens, as far as it can be understood."""
 
     def __init__(self) -> None:
         self._readings = {what: _Readings() for what in WHATS}
 
-    def read(self, headers: Mapping[str, str]) -> tuple[float | None, float | None]:
-        """New limits of requests and tokens a second; None: nothing new."""
+    def read(self, headers: Mapping[str, str]) -> tuple[Said | None, Said | None]:
+        """New limits of requests and tokens; None: nothing new."""
         requests, tokens = (self._read(headers, what) for what in WHATS)
         return requests, tokens
 
-    def _read(self, headers: Mapping[str, str], what: str) -> float | None:
+    def _read(self, headers: Mapping[str, str], what: str) -> Said | None:
         for limit, remaining, reset in _names(what):
             try:
                 of, left = float(headers[limit]), float(headers[remaining])
@@ -91,7 +104,7 @@ class _Readings:
         self._period: float | None = None
         self._rate = 0.0
 
-    def add(self, limit: float, left: float, wait: float) -> float | None:
+    def add(self, limit: float, left: float, wait: float) -> Said | None:
         if self._period is None:
             if limit != self._limit:
                 self._limit = limit
@@ -100,11 +113,13 @@ class _Readings:
             self._period = self._shown(limit)
         if self._period is None:
             return None
-        rate, before = limit / self._period, self._rate
+        rate, before, for_now = limit / self._period, self._rate, self._period >= LONG
+        if for_now:
+            rate += max(0.0, left) / SPREAD
         if abs(rate - before) <= CHANGED * before:
             return None
         self._rate = rate
-        return rate
+        return Said(rate, for_now)
 
     def _shown(self, limit: float) -> float | None:
         """The period that fits how `reset` fell with `remaining`; None: it did not, or too few are there."""

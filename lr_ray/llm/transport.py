@@ -5,12 +5,11 @@ OPENAI_CUSTOM_HEADERS, …) is asked of it once a path; what an endpoint refuses
 In between, bytes go out and come in through one aiohttp session.
 """
 
-import base64
 import resource
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit, urlunsplit
-from urllib.request import getproxies, proxy_bypass
+
+from lr_ray.llm.addresses import address, proxy_for, without_user
 
 LARGEST_REPLY = 64 << 20  # bytes, decompressed; an honest reply is far below
 LARGEST_ERROR = 1 << 20  # bytes of an error's body that are read
@@ -48,7 +47,7 @@ class Transport:
     connection to the last byte. At most `connections` are expected at once.
 
     Raises:
-        ValueError: a base URL or a proxy of the environment cannot be used.
+        ValueError: a base URL cannot be used.
     """
 
     def __init__(
@@ -63,11 +62,16 @@ class Transport:
         import openai
 
         assert base_urls
-        self._http = openai.DefaultAsyncHttpxClient()
+        # It sends nothing, so that a proxy which it could not use is no matter.
+        self._http = openai.DefaultAsyncHttpxClient(trust_env=False)
         self._apis = [
             # Endpoints inside a cluster often need no key, but the package wants one.
             openai.AsyncOpenAI(
-                api_key=key or "none", base_url=url, max_retries=0, timeout=timeout, http_client=self._http
+                api_key=key or "none",
+                base_url=address(url),
+                max_retries=0,
+                timeout=timeout,
+                http_client=self._http,
             )
             for url in base_urls
         ]
@@ -96,6 +100,7 @@ class Transport:
             openai.APIStatusError: any status but 2xx, as the package would raise it.
             openai.APITimeoutError, openai.APIConnectionError: as the package; the cause is aiohttp's.
             TooLarge: the reply is absurdly large.
+            ValueError: a proxy of the environment cannot be used.
         """
         import aiohttp
 
@@ -112,7 +117,7 @@ class Transport:
             try:
                 if 200 <= response.status < 300:
                     return Reply(await _read(response, LARGEST_REPLY), response.headers)
-                raise await self._status_error(replica, route, response)
+                raise await self._status_error(replica, path, response)
             except BaseException:
                 # Where a reply was read to its end, its connection is back in the pool and stays there.
                 response.close()
@@ -120,18 +125,23 @@ class Transport:
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise _connection_error(route, error) from error
 
-    async def _status_error(self, replica: int, route: _Route, response: Any) -> Exception:
-        import httpx2
-
+    async def _status_error(self, replica: int, path: str, response: Any) -> Exception:
         try:
             body = await _read(response, LARGEST_ERROR)
         except TooLarge:
             body = b""
-        headers = [(k, v) for k, v in response.headers.items() if k.lower() not in _DECODED]
-        as_the_package = httpx2.Response(
-            response.status, headers=headers, content=body, request=route.request
-        )
-        return self._apis[replica]._make_status_error_from_response(as_the_package)
+        return self.refusal(replica, path, response.status, response.headers, body)
+
+    def refusal(
+        self, replica: int, path: str, status: int, headers: Mapping[str, str], body: bytes
+    ) -> Exception:
+        """The APIStatusError that the package makes of a response of such a status, headers and body."""
+        import httpx2
+
+        kept = [(k, v) for k, v in headers.items() if k.lower() not in _DECODED]
+        request = self._routes[replica, path].request
+        response = httpx2.Response(status, headers=kept, content=body, request=request)
+        return self._apis[replica]._make_status_error_from_response(response)
 
     def _route(self, replica: int, path: str) -> _Route:
         from openai._models import FinalRequestOptions
@@ -141,7 +151,7 @@ class Transport:
         options["headers"] = {"Content-Type": "application/json", **self._headers}
         request = self._apis[replica]._build_request(FinalRequestOptions(**options))
         headers = {k: v for k, v in request.headers.items() if k not in _SET_BY_AIOHTTP}
-        url, user = _without_user(str(request.url))
+        url, user = without_user(str(request.url))
         if user:
             # As the package does: who stands in the URL goes before the key.
             headers["authorization"] = user
@@ -192,33 +202,6 @@ def _connection_error(route: _Route, error: Exception) -> Exception:
     if isinstance(error, TimeoutError):
         return openai.APITimeoutError(request=route.request)
     return openai.APIConnectionError(request=route.request)
-
-
-def _without_user(url: str) -> tuple[str, str | None]:
-    """A URL without its user and password, and the Authorization header they make."""
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    if not at:
-        return url, None
-    secret = base64.b64encode(unquote(user).encode()).decode()
-    return urlunsplit(parts._replace(netloc=host)), f"Basic {secret}"
-
-
-def proxy_for(url: str) -> str | None:
-    """The proxy that the environment (HTTPS_PROXY, ALL_PROXY, NO_PROXY, …) wants for `url`.
-
-    Raises:
-        ValueError: it is no HTTP proxy.
-    """
-    parts, proxies = urlsplit(url), getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):
-        return None
-    proxy = proxy if "://" in proxy else f"http://{proxy}"
-    scheme = urlsplit(proxy).scheme
-    if scheme not in ("http", "https"):
-        raise ValueError(f"the environment's proxy for {parts.scheme} is a {scheme} proxy; only http works")
-    return proxy
 
 
 def _allow_files(wanted: int) -> None:

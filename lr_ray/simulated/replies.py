@@ -143,7 +143,9 @@ def _embed(text: str) -> Any:
     vector = np.zeros(EMBEDDING_WIDTH, np.float32)
     for stem, weight in rules.keys(text).weight.items():
         vector[hashlib.blake2b(stem.encode(), digest_size=4).digest()[0] % EMBEDDING_WIDTH] += weight
-    return vector / (float(np.linalg.norm(vector)) or 1.0)
+    if not vector.any():
+        vector[0] = 1.0  # a text without a word has a direction too
+    return vector / float(np.linalg.norm(vector))
 
 
 def _encoded(vector: Any, request: dict[str, Any]) -> Any:
