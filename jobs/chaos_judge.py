@@ -1,6 +1,7 @@
 """kill -9 of the driver, of a judge actor or of the whole Ray at random points of judging, and what is left.
 
     python -m jobs.chaos_judge --seeds 0 34        # about 200 kills; seeds that are in --outcomes are done
+    python -m jobs.chaos_judge --s3 --kinds driver actor --seeds 0 6 --outcomes s3.jsonl
 
 A trial is one run directory: `lr-ray judge` on given candidates against the simulated judge, killed again and
 again at points drawn from the seed, then left to finish, then `pairs`. Its rows must be those of an
@@ -8,11 +9,14 @@ undisturbed run, each once, its pairs the same bytes, and the calls that were as
 those that may be in flight when something is killed: asked for, and their answers not yet durable, which is
 the limit of calls in flight. They are counted at the server (requests) and in the ledger (different answers).
 What the server has in hand at the kill is shown beside it; answers on their way to the disk are not in that.
+With `--s3` run directories lie on a local S3, where an answer may be on its way longer than its call keeps
+its place: those that the server gave in the last `LATE` seconds before a kill may be repeated too.
 Prints one JSON line a trial and a table of all.
 """
 
 import argparse
 import json
+import logging
 import os
 import random
 import secrets
@@ -22,6 +26,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -40,6 +45,7 @@ KILLS = {"driver": 4, "actor": 10, "ray": 4}  # a trial
 KINDS = tuple(KILLS)
 LATENCY, CONCURRENCY, ACTORS = 0.15, 16, 2
 PROMPTS, CANDIDATES = 24, 5
+LATE = 1.5  # seconds: those of an object (`ledger.OBJECT_EVERY`), and of two uploads on this machine
 UNDISTURBED = 240.0  # seconds within which a life that nobody kills must end
 NAMES = ["Mira", "Toben", "Sela", "Kano", "Dovik", "Runa", "Pell", "Osk"]
 GOODS = ["copper", "salt", "tin", "honey", "silk", "amber", "wax", "flax"]
@@ -48,7 +54,8 @@ OF_ITS_OWN = ("usage", "sampled_at", "first_call_at", "judged_at")  # what two e
 
 @dataclass
 class Outcome:
-    """What became of a trial. `in_flight` (at the server) and `repeated` are sums over its kills."""
+    """What became of a trial. `in_flight` (at the server), `late` (answers of the last `LATE` seconds, on
+    object storage) and `repeated` are sums over its kills."""
 
     seed: int
     kind: str
@@ -60,6 +67,7 @@ class Outcome:
     pairs_equal: bool = False
     in_flight: int = 0
     repeated: int = 0
+    late: int = 0
     seconds: float = 0.0
     codes: list[int] = field(default_factory=list)
 
@@ -82,15 +90,19 @@ def workload(folder: Path) -> None:
 
 
 class Trial:
-    """A run directory in `folder` that is judged at `url`; drivers join `ray` (address and process
-    id; none: start their own)."""
+    """A run directory in `folder` (or at `place`) that is judged at `url`; drivers join `ray` (address and
+    process id; none: start their own)."""
 
-    def __init__(self, folder: Path, name: str, url: str, ray: tuple[str, int] | None) -> None:
-        self.run_dir, self._url, self._ray = folder / name, url, ray
+    def __init__(
+        self, folder: Path, name: str, url: str, ray: tuple[str, int] | None, place: str = ""
+    ) -> None:
+        self._url, self._ray = url, ray
+        self.store = Store(place or str(folder / name))
+        self._heard: deque[tuple[float, int]] = deque()
         self._config = folder / f"{name}.json"
         judge = {"model": "sim", "base_url": url, "concurrency": CONCURRENCY, "actors": ACTORS}
         config = {
-            "run_dir": str(self.run_dir),
+            "run_dir": self.store.url,
             "data": {
                 "prompts": [str(folder / "prompts.jsonl")],
                 "candidates": [str(folder / "candidates.jsonl")],
@@ -99,7 +111,6 @@ class Trial:
             "pairs": {"min_candidates": 2},
         }
         self._config.write_text(json.dumps(config))
-        self.store = Store(str(self.run_dir))
 
     @contextmanager
     def driver(self, own_ray: bool = False) -> Iterator[subprocess.Popen[bytes]]:
@@ -126,7 +137,7 @@ class Trial:
     def pairs(self) -> dict[str, bytes]:
         """The pairs' files."""
         Run(configs.load(str(self._config)), None).pairs()  # type: ignore[arg-type]
-        return {file.name: file.read_bytes() for file in (self.run_dir / "pairs").glob("*.parquet")}
+        return {name: self.store.read("pairs", name) or b"" for name in self.store.files("pairs")}
 
     def judged(self) -> list[dict[str, Any]]:
         """All judged rows on disk without what differs between equal runs, doubled ones included."""
@@ -138,7 +149,15 @@ class Trial:
     def stats(self) -> dict[str, Any]:
         """The server's counts."""
         with urllib.request.urlopen(f"{self._url}/stats") as reply:  # noqa: S310 - loopback
-            return json.load(reply)
+            counts = json.load(reply)
+        self._heard.append((time.monotonic(), counts["answered"]))
+        while self._heard[-1][0] - self._heard[0][0] > LATE:
+            self._heard.popleft()
+        return counts
+
+    def late(self) -> int:
+        """Answers of the last `LATE` seconds that may not be durable, though their calls have ended."""
+        return 0 if self.store.local else self._heard[-1][1] - self._heard[0][1]
 
     def answers(self) -> int:
         """Different answers in the ledger."""
@@ -152,7 +171,8 @@ class Trial:
     def actors(self) -> list[int]:
         """Processes of Ray that have written a segment of the ledger: its name holds their ids."""
         assert self._ray is not None
-        pids = {int(name.split("-")[-2]) for name in self.store.files(records.FOLDER, records.SUFFIX)}
+        writers = map(records.process_of, self.store.files(records.FOLDER, records.SUFFIX))
+        pids = {int(name.rpartition("-")[2]) for name in writers}
         return sorted(pids & {process.pid for process in tree(self._ray[1])})
 
 
@@ -236,6 +256,7 @@ def _strike(
     in_flight = max(number for at, number in seen if at >= seen[-1][0] - LATENCY)
     outcome.kills += 1
     outcome.in_flight += in_flight
+    outcome.late += trial.late()
 
 
 def _alive(pid: int) -> bool:
@@ -262,12 +283,33 @@ def head(folder: Path, port: int) -> Iterator[tuple[str, int]]:
             kill(tree(process.pid))
 
 
+@contextmanager
+def s3() -> Iterator[str]:
+    """A local S3 in this process; the value is the URL of a run directory of the name {} there."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else each request is a line
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    # Drivers and the Ray that they join inherit these.
+    os.environ.update(dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "test"))
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+    client.create_bucket(Bucket="bucket")
+    try:
+        yield f"s3://bucket/runs/{{}}?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    finally:
+        server.stop()
+
+
 def table(outcomes: list[Outcome]) -> str:
     """Markdown, one line a kind of kill."""
     lines = [
         "| killed | trials | kills | rows lost | rows doubled | judged rows equal | pairs identical "
-        f"| calls repeated | at the server at the kills | {CONCURRENCY} a kill | trials over that |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| calls repeated | at the server at the kills | {CONCURRENCY} a kill "
+        f"| answered in the last {LATE} s | trials over both |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for kind in KINDS:
         of = [outcome for outcome in outcomes if outcome.kind == kind]
@@ -275,18 +317,29 @@ def table(outcomes: list[Outcome]) -> str:
             sums = [sum(getattr(o, name) for o in of) for name in ("kills", "lost", "doubled")]
             equal = [f"{sum(getattr(o, n) for o in of)}/{len(of)}" for n in ("judged_equal", "pairs_equal")]
             calls = [sum(o.repeated for o in of), sum(o.in_flight for o in of), CONCURRENCY * sums[0]]
-            over = sum(o.repeated > CONCURRENCY * o.kills for o in of)
-            cells = [kind, len(of), *sums, *equal, *calls, over]
+            late, over = sum(o.late for o in of), sum(o.repeated > bound(o) for o in of)
+            cells = [kind, len(of), *sums, *equal, *calls, late, over]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 
+def bound(outcome: Outcome) -> int:
+    """The calls that its kills may repeat."""
+    return CONCURRENCY * outcome.kills + outcome.late
+
+
 def trials(
-    folder: Path, seeds: list[int], port: int, kinds: tuple[str, ...] = KINDS, kills: int | None = None
+    folder: Path,
+    seeds: list[int],
+    port: int,
+    kinds: tuple[str, ...] = KINDS,
+    kills: int | None = None,
+    remote: bool = False,
 ) -> Iterator[Outcome]:
-    """One trial a seed, of the kind that its number tells, all against one undisturbed run."""
+    """One trial a seed, of the kind that its number tells, against one undisturbed run; `remote`: on S3."""
     workload(folder)
     with ExitStack() as stack:
+        place = stack.enter_context(s3()) if remote else ""
         url = stack.enter_context(simulated.running(latency=LATENCY))
         ray = None
         if set(kinds) != {"ray"}:
@@ -294,11 +347,12 @@ def trials(
                 tempfile.TemporaryDirectory(prefix="lr", ignore_cleanup_errors=True)
             )
             ray = stack.enter_context(head(Path(ray_folder), port))
-        reference = Trial(folder, "undisturbed", url, ray)
+        reference = Trial(folder, "undisturbed", url, ray, place.format("undisturbed"))
         assert reference.finish() == 0, (folder / "undisturbed.log").read_text()
         calls = reference.stats()["requests"]
         for seed in seeds:
-            one = Trial(folder, f"trial{seed}", url, ray)
+            name = f"trial{seed}"
+            one = Trial(folder, name, url, ray, place.format(name))
             kind = kinds[seed % len(kinds)]
             yield trial(seed, one, reference, calls, kind, kills or KILLS[kind])
 
@@ -309,6 +363,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs=2, default=(0, 34), metavar=("FIRST", "END"))
     parser.add_argument("--minutes", type=float, default=600.0, help="after which no trial is begun")
     parser.add_argument("--port", type=int, default=26379, help="of the Ray that is started")
+    parser.add_argument("--s3", action="store_true", help="run directories on a local S3")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of kills, seed by seed")
+    parser.add_argument("--kills", type=int, help="a trial; default: by kind")
     parser.add_argument("--outcomes", default="chaos.jsonl", help="a line a trial is added to this file")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the Ray started here ends with us
@@ -318,7 +375,8 @@ def main() -> None:
     left = [seed for seed in range(*options.seeds) if seed not in done]
     end = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory(prefix="lr-chaos") as folder:
-        for outcome in trials(Path(folder), left, options.port):
+        kinds = tuple(options.kinds)
+        for outcome in trials(Path(folder), left, options.port, kinds, options.kills, options.s3):
             line = json.dumps(asdict(outcome))
             print(line, flush=True)
             with outcomes.open("a") as file:

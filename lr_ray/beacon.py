@@ -91,7 +91,8 @@ class _Beacon(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(BEAT):
-            with suppress(OSError):  # the next one may come through
+            # Whatever a storage client raises, the next one may come through; without any, others come in.
+            with suppress(Exception):
                 if not self.own():
                     self.lost = True
                     _thread.interrupt_main()
@@ -101,7 +102,7 @@ class _Beacon(threading.Thread):
     def stop(self) -> None:
         self._over.set()
         self.join(timeout=BEAT)
-        with suppress(OSError):
+        with suppress(Exception):  # the next run waits for `GONE` then
             if self.own():
                 self._write(None)
 

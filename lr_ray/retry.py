@@ -8,7 +8,7 @@ With `judge.retry_unscored` so is a judged prompt that misses a score for a reas
 units without a usable answer get new samples. Its row stands until the new one is saved, and gives way whole.
 """
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from lr_ray import data
@@ -25,7 +25,7 @@ HOPELESS = (
     NO_WEIGHT,
     *("HTTP 413", "context_length_exceeded", "string_above_max_length"),  # it will be as long again
     "the endpoint's reply is larger",
-    "the embedding endpoint",  # what it replied is kept, and has no other samples
+    "vectors of several widths",  # each reply is whole by itself, and kept
 )
 """What a reason holds that no new sample can mend."""
 
@@ -74,6 +74,7 @@ def retry(
         ValueError, Stopped: as `rollout`.
     """
     ids, again = {row["prompt_id"] for row in failures(store)}, unscored(config, store)
+    judged = store.files("judged")
     # Judged again are the same answers, or none.
     again &= store.index("sampled").keys() | {one.prompt_id for one in pointers if one.candidates}
     taken = [pointer for pointer in pointers if pointer.prompt_id in ids | again]
@@ -83,7 +84,7 @@ def retry(
     finally:
         settle(store, before)
         if again:
-            newest(store)
+            newest(store, judged)
             for place in paired(store):
                 if place.exists("pairs.json"):  # of scores that may be others
                     place.fs.delete_file(place.path("pairs.json"))
@@ -107,19 +108,24 @@ def settle(store: Store, before: list[str], also: Set[str] = frozenset()) -> Non
         store.fs.delete_file(store.path(FOLDER, name))
 
 
-def newest(store: Store) -> None:
+def newest(store: Store, before: Sequence[str]) -> None:
     """Of prompts that are judged twice, take the older row out of its file.
+
+    Newer is what stands in no file of `before`. Only among equals is it `judged_at`: that is the clock of
+    whichever node judged the row.
 
     Its neighbours are written to a file of their own before: a crash in between leaves rows twice, of which
     each is whole, and the next call goes on.
     """
-    judged_at: dict[str, float] = {}
-    files = {name: store.table("judged", name, ["prompt_id", "judged_at"]) for name in store.files("judged")}
-    for table in files.values():
-        for row in table.to_pylist():
-            judged_at[row["prompt_id"]] = max(row["judged_at"], judged_at.get(row["prompt_id"], 0.0))
-    for name, table in files.items():
-        stays = [row["judged_at"] >= judged_at[row["prompt_id"]] for row in table.to_pylist()]
+    last: dict[str, tuple[bool, float]] = {}
+    files: dict[str, list[tuple[str, tuple[bool, float]]]] = {}
+    for name in store.files("judged"):
+        rows = store.table("judged", name, ["prompt_id", "judged_at"]).to_pylist()
+        files[name] = [(row["prompt_id"], (name not in before, row["judged_at"])) for row in rows]
+        for prompt_id, age in files[name]:
+            last[prompt_id] = max(age, last.get(prompt_id, age))
+    for name, ages in files.items():
+        stays = [age >= last[prompt_id] for prompt_id, age in ages]
         if all(stays):
             continue
         rows = store.table("judged", name).to_pylist()

@@ -10,12 +10,14 @@ import hashlib
 import io
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+import orjson
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -24,6 +26,10 @@ from lr_ray import beacon
 from lr_ray.progress import say
 
 Row = dict[str, Any]
+
+PATIENCE = 120.0  # seconds; a server of NFS 4 keeps a dead client's locks for up to a lease of about 90
+LOOK_EVERY = 1.0
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the driver of a submitted job
 
 
 class Store:
@@ -59,7 +65,8 @@ class Store:
         """Keep other runs out of the directory for the length of the block.
 
         By a lock that ends with the process, on local and NFS disks; on object storage by `beacon`, which
-        takes up to a minute to see that a process was killed.
+        takes up to a minute to see that a process was killed. A submitted job, which may be one that is sent
+        again after its head node died, waits for the lock for `PATIENCE` seconds.
 
         Raises:
             ValueError: another process holds it.
@@ -73,18 +80,30 @@ class Store:
         os.makedirs(self.root, exist_ok=True)
         file = os.open(self.path(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                holder = os.read(file, 200).decode(errors="replace").strip()
-                raise ValueError(f"{self.url} is in use by another run ({holder})") from error
-            except OSError:
-                pass  # a file system without locks
+            self._lock_out(file, PATIENCE if SUBMITTED in os.environ else 0.0)
             os.truncate(file, 0)
             os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
             yield
         finally:
             os.close(file)
+
+    def _lock_out(self, file: int, patience: float) -> None:
+        until, said = time.monotonic() + patience, False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError as error:
+                holder = os.pread(file, 200, 0).decode(errors="replace").strip()
+                used = f"{self.url} is in use by another run ({holder})"
+                if time.monotonic() >= until:
+                    raise ValueError(used) from error
+            except OSError:
+                return  # a file system without locks
+            if not said:
+                said = True
+                say(f"{used}; waiting up to {patience:g} s, as the lock of one that died may outlive it")
+            time.sleep(LOOK_EVERY)
 
     def _lock(self) -> bytes | None:
         try:
@@ -164,7 +183,8 @@ class Store:
 
     def write_rows(self, folder: str, rows: list[Row], schema: pa.Schema) -> None:
         """Write `rows` as one parquet file named by their prompt ids."""
-        name = hashlib.sha256("\0".join(str(row["prompt_id"]) for row in rows).encode()).hexdigest()[:24]
+        ids = orjson.dumps([row["prompt_id"] for row in rows])
+        name = hashlib.sha256(ids).hexdigest()[:24]
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink, compression="zstd")
         self.write(sink.getvalue(), folder, f"{name}.parquet")

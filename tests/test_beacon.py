@@ -110,13 +110,14 @@ def test_who_was_taken_for_gone_stops(started: str) -> None:
     assert place.content == b'{"id": "another"}'
 
 
-def test_a_beat_that_fails_is_followed_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError("the network is down"), RuntimeError("of a client's library")])
+def test_a_beat_that_fails_is_followed_by_the_next(error: Exception) -> None:
     place = Memory()
     fail = [False]
 
     def write(content: bytes | None) -> None:
         if fail[0]:
-            raise OSError("the network is down")
+            raise error
         place.content = content
 
     with beacon.lit("x", lambda: place.content, write, place.said.append):
@@ -126,6 +127,9 @@ def test_a_beat_that_fails_is_followed_by_the_next(monkeypatch: pytest.MonkeyPat
         before = place.content
         time.sleep(0.3)
         assert place.content != before
+        fail[0] = True
+    # What cannot be removed at the end is found silent by the next.
+    assert place.content is not None
 
 
 HOLD = """

@@ -8,6 +8,7 @@ from lr_ray.llm.governor import Governor, Permit
 from tests import virtual
 from tests.virtual import Endpoint, Load, Outcome, measure, run
 
+FORMS = [("requests", 100), ("tokens", 100_000), ("places", 64)]
 PHASE = 45.0  # seconds until the limit halves, and until it doubles again
 
 
@@ -37,29 +38,47 @@ def driven(endpoint: Endpoint, latency: float, processes: int) -> Outcome:
 
 
 @pytest.mark.parametrize("retry_after", ["none", "exact"])
-@pytest.mark.parametrize(("form", "limit"), [("requests", 100), ("tokens", 100_000), ("places", 64)])
+@pytest.mark.parametrize(("form", "limit"), FORMS)
 def test_one_process_fills_an_unknown_limit_that_halves_and_doubles(
     form: str, limit: float, retry_after: str
 ) -> None:
     outcome = driven(Endpoint(form, steps(limit), scattered(0.2), retry_after), 0.2, 1)
-    assert outcome.used >= 0.94
+    # A probe for more places ends in a refusal. Where that asks for a pause, places come free in it and stay
+    # so: probes that find a doubled limit within 10 s would cost more than 5%, and rarer ones take longer.
+    paused = (form, retry_after) == ("places", "exact")
+    assert outcome.used >= (0.94 if paused else 0.95)
     assert outcome.refused <= 0.02
-    if (form, retry_after) != ("places", "exact"):  # each probe costs a pause there, so they are rarer
-        assert max(outcome.settled) <= 10
+    assert max(outcome.settled) <= (21 if paused else 10)
 
 
-@pytest.mark.parametrize(("form", "limit"), [("requests", 100), ("tokens", 100_000), ("places", 64)])
+@pytest.mark.parametrize(("form", "limit"), FORMS)
 def test_eight_processes_share_a_limit_nearly_as_well_as_one(form: str, limit: float) -> None:
     outcome = driven(Endpoint(form, steps(limit), steady(0.2)), 0.2, 8)
-    assert outcome.used >= 0.94
-    assert outcome.refused <= 0.03  # word of a cut takes a beat to reach all eight
+    assert outcome.used >= 0.95
+    # Word of a cut takes a beat (0.2 s) to reach all eight, and meanwhile they go on asking at the old rate;
+    # of places they ask for no more than come free.
+    assert outcome.refused <= (0.02 if form == "places" else 0.03)
     assert max(outcome.settled) <= 10
+
+
+@pytest.mark.parametrize("processes", [1, 8])
+@pytest.mark.parametrize(("form", "limit"), FORMS)
+def test_pauses_of_whole_seconds_cost_what_is_not_begun_in_them(
+    form: str, limit: float, processes: int
+) -> None:
+    outcome = driven(Endpoint(form, steps(limit), scattered(0.2), "whole"), 0.2, processes)
+    assert outcome.refused <= 0.02
+    # A rate is made up for afterwards, as far as the endpoint's bucket (1 s) holds what was not asked for.
+    # Places hold nothing: those of 5 answers are lost in each second, so that the few probes that can be
+    # afforded neither fill them nor find a doubled limit soon.
+    assert outcome.used >= (0.65 if form == "places" else 0.92)
+    assert max(outcome.settled) <= (25 if form == "places" else 10)
 
 
 def test_retry_after_in_whole_seconds_is_honoured_and_made_up_for() -> None:
     endpoint = Endpoint("requests", steps(100), steady(0.2), "whole")
     outcome = driven(endpoint, 0.2, 1)
-    assert outcome.used >= 0.92
+    assert outcome.used >= 0.92  # as above
     assert outcome.refused <= 0.01
     # After a refusal nothing begins for a second, but what was on its way.
     times = sorted(at for at, _ in endpoint.used)
@@ -78,7 +97,8 @@ def test_pauses_of_several_seconds_end(processes: int) -> None:
 def test_a_named_limit_is_kept_without_a_refusal_once_it_is_understood() -> None:
     endpoint = Endpoint("requests", steps(100), steady(0.2), headers=True)
     outcome = driven(endpoint, 0.2, 1)
-    assert outcome.used >= 0.97
+    assert outcome.used >= 0.98
+    assert outcome.refused <= 0.01
     assert max(outcome.settled) <= 2
     assert len([at for at in endpoint.refused if at > 10]) <= 15
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+from contextlib import suppress
 
 import pytest
 
@@ -141,6 +142,82 @@ def test_spending_counts_a_process_by_its_life_not_by_its_reports() -> None:
     assert spending.spent == pytest.approx(3.0)
 
 
+def test_a_silent_process_keeps_its_allowance_for_as_long_as_it_may_spend_it() -> None:
+    bureau = Bureau(16, spending=Spending(budget=100.0))
+    for now in (0.0, 0.1):
+        allowed = [bureau.report(name, Report([Seen()], Spent()), now).allowance for name in "ab"]
+    assert allowed == [50.0, 50.0]
+    for tick in range(1, 60):
+        now = 0.1 + 0.2 * tick
+        allowance = bureau.report("b", Report([Seen()], Spent()), now).allowance
+        assert allowance == (50.0 if now <= 0.1 + LEASE_LASTS else 100.0), now
+
+
+def test_a_new_keeper_allows_nobody_money_that_others_may_still_spend() -> None:
+    # Of 100 a dead process spent 60 and b, which may spend 5 more, 30: but 2 of these are not recorded yet.
+    bureau = Bureau(16, spending=Spending(100.0, already=88.0), inherits_until=LEASE_LASTS)
+    bureau.credit("b", 28.0)
+
+    def allowance(name: str, now: float, *, spent: float = 0.0, allowed: float = 0.0) -> float | None:
+        keeper = "the one before" if now < 1 and allowed else bureau._id
+        return bureau.report(name, Report([Seen()], Spent(), spent, keeper, allowed), now).allowance
+
+    assert allowance("new", 0.1) == 0
+    assert allowance("b", 0.2, spent=30.0, allowed=35.0) == 5
+    assert allowance("b", 5.0, spent=32.0, allowed=35.0) == 3
+    assert bureau.spending is not None
+    assert bureau.spending.spent == pytest.approx(92.0)
+    allowance("new", LEASE_LASTS + 0.5)
+    assert allowance("b", LEASE_LASTS + 0.5, spent=32.0, allowed=35.0) == pytest.approx(4.0)
+
+
+def test_no_keeper_that_is_lost_lets_more_be_spent_than_the_budget() -> None:
+    shared, budget = Shared(8, Spending(budget=10.0)), 10.0
+    dead = meanwhile = 0.0
+
+    async def work() -> float:
+        nonlocal dead, meanwhile
+        governors = [Governor(8, remote=True) for _ in range(3)]
+        beats = [
+            asyncio.create_task(governor.beats(functools.partial(shared.ask, str(n))))
+            for n, governor in enumerate(governors)
+        ]
+        spent = dict.fromkeys(governors, 0.0)
+
+        async def calls(governor: Governor) -> None:
+            with suppress(Stopped):
+                while True:
+                    async with governor.permit() as permit:
+                        await asyncio.sleep(0.05)
+                        permit.succeeded(10)
+                        governor.account.paid(0.02)
+                        spent[governor] += 0.02
+
+        callers = [asyncio.create_task(calls(one)) for one in governors for _ in range(4)]
+        await asyncio.sleep(1.5)
+        # The first process dies, and the keeper with it; what is recorded meanwhile is what they spent.
+        for task in (beats[0], *callers[:4]):
+            task.cancel()
+        shared.there = False
+        await asyncio.sleep(0.5)
+        now = asyncio.get_running_loop().time()
+        shared.anew(Spending(budget, already=sum(spent.values())), now + LEASE_LASTS)
+        for n, governor in enumerate(governors):
+            shared.bureau.credit(str(n), spent[governor])
+        dead, before = spent[governors[0]], sum(spent.values())
+        await asyncio.sleep(LEASE_LASTS / 2)
+        meanwhile = sum(spent.values()) - before
+        await asyncio.gather(*callers, return_exceptions=True)
+        for beat in beats:
+            beat.cancel()
+        return sum(spent.values())
+
+    spent = run(work)
+    assert dead > 1
+    assert meanwhile > 1  # they go on with what the first one allowed
+    assert budget - 0.1 <= spent <= budget + 8 * 0.02 + 1e-6
+
+
 def _report(spent: float) -> Report:
     async def one() -> Report:
         governor = Governor(8, remote=True)
@@ -162,7 +239,10 @@ def test_a_process_that_is_cut_off_pays_no_longer_than_its_lease_lasts() -> None
         async def ask(report: Report) -> Reply:
             if gone[0] <= loop.time() < gone[1]:
                 raise ConnectionError
-            return bureau.report("a", report, loop.time())
+            reply = bureau.report("a", report, loop.time())
+            # The last answer before it is gone takes its time, and the bureau does not know.
+            await asyncio.sleep(4.0 if gone[0] - 0.5 < loop.time() < gone[0] else 0.0)
+            return reply
 
         async def calls() -> None:
             while loop.time() < 40:

@@ -104,21 +104,75 @@ def test_a_record_is_on_disk_when_append_returns(tmp_path: Path, monkeypatch: py
     run(work)
 
 
-def test_a_disk_that_refuses_fails_the_caller_and_leaves_no_half_line(
+def test_a_disk_that_refuses_fails_the_caller_and_a_half_line_spoils_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    real = os.write
+
+    def half(file: int, data: memoryview) -> int:
+        real(file, data[: len(data) // 2])
+        raise OSError("no space left")
+
     async def work() -> None:
         book = Ledger(Store(str(tmp_path)))
         await book.append(record("a", "1"))
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space left")))
+            patch.setattr(os, "write", half)
             with pytest.raises(OSError, match="no space"):
                 await book.append(record("a", "2"))
-        await book.append(record("a", "3"))
+        await asyncio.gather(*(book.append(record("a", key)) for key in "34"))
         book.close()
 
     run(work)
-    assert set(read(Store(str(tmp_path)), "a")["a"]) == {"1", "3"}
+    assert set(read(Store(str(tmp_path)), "a")["a"]) == {"1", "3", "4"}
+
+
+def test_a_reader_that_looks_into_a_write_that_fails_misses_nothing_that_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path))
+    reader = Recorded(store)
+
+    def look(_: int) -> None:
+        assert set(reader.replies("a")) == {"1", "2", "3"}
+        raise OSError("no space left")
+
+    async def work() -> None:
+        book = Ledger(store)
+        await book.append(record("a", "1"))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", look)
+            failed = [book.append(record("a", key, key * 100)) for key in "23"]
+            assert len(await asyncio.gather(*failed, return_exceptions=True)) == 2
+        for key in "456":
+            await book.append(record("a", key))
+        book.close()
+
+    run(work)
+    assert set(reader.replies("a")) == {"1", "2", "3", "4", "5", "6"}
+
+
+def test_a_folder_that_cannot_be_synced_once_locks_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: str) -> None:
+        raise OSError("input/output error")
+
+    async def work() -> None:
+        book = Ledger(Store(str(tmp_path)))
+        opened = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patch:
+            patch.setattr(ledger, "sync", fail)
+            for _ in range(3):
+                with pytest.raises(OSError, match="input/output error"):
+                    await book.append(record("a", "1"))
+        assert len(os.listdir("/proc/self/fd")) == opened
+        assert os.listdir(tmp_path / "calls") == []
+        await book.append(record("a", "2"))
+        book.close()
+
+    run(work)
+    assert set(read(Store(str(tmp_path)), "a")["a"]) == {"2"}
 
 
 WRITER = """
@@ -184,5 +238,3 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_there(tmp_path: Path) -> 
     assert written == ["0", "1", "2"]
     assert sentence == f"cannot record a paid answer in {tmp_path}/calls: File too large"
     assert set(read(Store(str(tmp_path)), "a")["a"]) == {"0", "1", "2"}
-    (segment,) = (tmp_path / "calls").glob("*.jsonl")
-    assert segment.read_bytes().endswith(b"}\n")

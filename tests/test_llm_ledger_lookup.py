@@ -63,7 +63,7 @@ def test_a_living_reader_sees_what_any_writer_appends_and_its_index_may_go(tmp_p
 
     async def work() -> None:
         mine, other = Ledger(store), Ledger(store)
-        reader = Recorded(store, mine.name)
+        reader = Recorded(store)
         for number in range(300):
             await asyncio.gather(
                 *(book.append(record("p", f"{book.name}{number}")) for book in (mine, other))
@@ -254,17 +254,20 @@ def test_a_writer_whose_merge_fails_half_way_is_counted_once(
     s3: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger, "MOST_OBJECTS", 4)
-    real, failed = Store.write, []
+    real, failed, reader = Store.write, [], Recorded(s3)
 
     def fail(store: Store, data: bytes, *parts: str) -> None:
         if parts[0] == "calls/index" and not failed:
-            failed.append(parts)
+            failed.append((len(reader.replies("p0")), [name for name in reader._tails if "merged" in name]))
             raise OSError("slow down")
         real(store, data, *parts)
 
     monkeypatch.setattr(Store, "write", fail)
+    assert reader.replies("p0") == {}
     append(s3, 0, 5)
-    assert failed
+    # As long as it has no index, what it is merged from is there, and read already.
+    assert failed == [(2, [])]
+    assert len(reader.replies("p0")) == 3
     assert sum("merged" in name for name in s3.files("calls", ".jsonl")) == 1
     assert _paid_for(s3) == 5
     assert len(Recorded(s3).replies("p0")) == 3
@@ -303,16 +306,44 @@ def test_objects_merged_between_look_and_read_are_looked_for_again(
     assert merged == [12, 0]
 
 
-def test_on_object_storage_a_reader_follows_its_own_writer(s3: Store) -> None:
+def test_on_object_storage_a_reader_follows_every_writer(s3: Store) -> None:
     async def work() -> None:
         book, other = Ledger(s3), Ledger(s3)
-        reader = Recorded(s3, book.name)
+        reader = Recorded(s3)
         assert reader.replies("p") == {}
-        await asyncio.gather(book.append(record("p", "mine")), other.append(record("p", "theirs")))
-        assert reader.replies("p").keys() == {"mine"}
-        assert Recorded(s3).replies("p").keys() == {"mine", "theirs"}
+        for number in range(3):
+            # The rows of one that dies go to a living one.
+            await asyncio.gather(*(one.append(record("p", f"{one.name}{number}")) for one in (book, other)))
+            assert len(reader.replies("p")) == 2 * number + 2
 
     run(work)
+
+
+def test_on_object_storage_an_object_is_read_once_and_forgotten_when_it_is_merged(
+    s3: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "MOST_OBJECTS", 4)
+    reader, real, scanned = Recorded(s3), lookup.lines, []
+
+    def lines(store: Store, segment: str, start: int) -> Iterator[bytes]:
+        scanned.append(segment)
+        return real(store, segment, start)
+
+    monkeypatch.setattr(lookup, "lines", lines)
+
+    async def work() -> None:
+        books = [Ledger(s3) for _ in range(3)]
+        for number in range(20):
+            await asyncio.gather(*(book.append(record("p", f"{book.name}{number}")) for book in books))
+            assert len(reader.replies("p")) == 3 * number + 3
+            # Kept is as much as its writers may hold before they merge, however much there is.
+            assert sum(map(len, reader._tails.values())) <= 3 * 4
+            assert len(reader._seen) <= 3 * (4 + 1)
+
+    assert reader.replies("p") == {}
+    run(work)
+    assert len(scanned) == len(set(scanned)) <= 60
+    assert not [name for name in scanned if "merged" in name]
 
 
 def test_a_store_on_object_storage_writes_whole_objects_and_no_folders(s3: Store) -> None:

@@ -4,7 +4,10 @@ import asyncio
 import json
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,36 @@ import pytest
 from jobs import chaos_judge
 from lr_ray import config as configs
 from lr_ray import rows, simulated
+from lr_ray import store as stores
 from lr_ray.config import Config
 from lr_ray.judge.actor import JudgeActor
 from lr_ray.pipeline import Run
 from lr_ray.store import Store
 from tests.test_judge_actor import ANSWERS, requests, sampled
 from tests.test_llm_ledger_lookup import bucket  # noqa: F401 - a fixture
+
+
+def test_on_object_storage_a_living_actor_pays_nothing_of_what_a_dead_one_paid(
+    bucket: str,  # noqa: F811 - the fixture
+) -> None:
+    store = Store(bucket.format("handed-over"))
+    packed = [sampled(f"p{i}", *list(ANSWERS.values())[:3]) for i in range(4)]
+
+    async def work(url: str) -> tuple[list[rows.Packed], int]:
+        settings = {"run_dir": store.url, "judge": {"model": "sim", "base_url": url}}
+        dies, lives = (JudgeActor(Config.model_validate(settings), store) for _ in range(2))
+        await lives(packed[0])
+        await asyncio.gather(*map(dies, packed[1:]))
+        await dies.close()
+        before = requests(url)
+        again = await asyncio.gather(*map(lives, packed[1:]))
+        await lives.close()
+        return again, requests(url) - before
+
+    with simulated.running() as url:
+        again, paid = asyncio.run(work(url))
+    assert paid == 0
+    assert all(0 < row["usage"]["calls"] == row["usage"]["reused"] for row in map(rows.unpack, again))
 
 
 def judge(url: str, folder: Path, *lives: list[rows.Packed], **changes: Any) -> list[list[Any]]:
@@ -104,6 +131,17 @@ def test_kills_of_every_kind_lose_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_kills_of_a_judge_actor_on_object_storage_lose_nothing(tmp_path: Path) -> None:
+    (outcome,) = chaos_judge.trials(tmp_path, [1], 26480, ("actor",), kills=3, remote=True)
+    assert outcome.kills + outcome.missed == 3
+    assert outcome.lost == outcome.doubled == 0, outcome
+    assert outcome.judged_equal, outcome
+    assert outcome.pairs_equal, outcome
+    assert outcome.repeated <= chaos_judge.bound(outcome), outcome
+    assert set(outcome.codes) == {0}
+
+
+@pytest.mark.slow
 def test_a_run_on_object_storage_judges_pairs_and_resumes_without_a_call(
     tmp_path: Path,
     bucket: str,  # noqa: F811 - the fixture
@@ -141,13 +179,23 @@ with Store(sys.argv[1]).claimed():
 """
 
 
-def test_two_drivers_on_one_directory_are_refused_until_the_first_is_dead(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
+@contextmanager
+def held(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process in a run directory."""
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
+        try:
+            yield holder
+        finally:
+            holder.kill()
+
+
+def test_two_drivers_on_one_directory_are_refused_until_the_first_is_dead(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with held(tmp_path) as holder:
         with (
             pytest.raises(ValueError, match=rf"is in use by another run \(process {holder.pid} on .+\)$"),
             store.claimed(),
@@ -158,3 +206,26 @@ def test_two_drivers_on_one_directory_are_refused_until_the_first_is_dead(tmp_pa
         began = time.monotonic()
         with store.claimed():
             assert time.monotonic() - began < 1
+
+
+def test_a_submitted_job_waits_for_the_lock_of_one_that_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(stores.SUBMITTED, "{}")
+    monkeypatch.setattr(stores, "LOOK_EVERY", 0.05)
+    place = Store(str(tmp_path))
+    with held(tmp_path) as holder:
+        # A server that lets go of a dead client's lock after a while.
+        threading.Timer(0.5, holder.kill).start()
+        began = time.monotonic()
+        with place.claimed():
+            assert 0.4 < time.monotonic() - began < 10
+    said = capsys.readouterr().err
+    assert (
+        said.count(f"in use by another run (process {holder.pid} on ")
+        == said.count("waiting up to 120 s")
+        == 1
+    )
+    monkeypatch.setattr(stores, "PATIENCE", 0.3)
+    with held(tmp_path), pytest.raises(ValueError, match="is in use by another run"), place.claimed():
+        raise AssertionError

@@ -149,19 +149,23 @@ def test_only_reasons_that_new_samples_may_mend_are_taken_up(tmp_path: Path) -> 
         unscored(wanted, store)
 
 
+@pytest.mark.parametrize(("at", "crashed"), [(2.0, False), (2.0, True), (0.5, False)])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_newer_row_stays_whatever_its_file_is_called(tmp_path: Path, seed: int) -> None:
+def test_the_newer_row_stays_whatever_its_file_is_called_and_its_clock_said(
+    tmp_path: Path, seed: int, at: float, crashed: bool
+) -> None:
     store, rng = Store(str(tmp_path / "run")), random.Random(seed)
     ids = [f"{seed}{n}" for n in range(12)]
     for start in range(0, 12, 4):
         store.write_rows(
             "judged", [unscored_row(one, "old") for one in ids[start : start + 4]], schemas.JUDGED
         )
-    redone = rng.sample(ids, 5)
+    redone, before = rng.sample(ids, 5), store.files("judged")
     for part in (redone[:2], redone[2:]):
-        store.write_rows("judged", [unscored_row(one, "new", at=2.0) for one in part], schemas.JUDGED)
+        store.write_rows("judged", [unscored_row(one, "new", at) for one in part], schemas.JUDGED)
     assert {row["prompt_id"] for row in store.rows("judged")} == set(ids)
-    newest(store)
+    # After a crash in mid-retry both were there before.
+    newest(store, store.files("judged") if crashed else before)
     tables = [store.table("judged", name).to_pylist() for name in store.files("judged")]
     found = [row for table in tables for row in table]
     assert sorted(row["prompt_id"] for row in found) == sorted(ids)
@@ -174,7 +178,7 @@ def test_the_newer_row_stays_whatever_its_file_is_called(tmp_path: Path, seed: i
 def test_retry_failed_replaces_rows_that_miss_scores(
     ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = inputs(tmp_path, 8)
+    given = inputs(tmp_path, 8, answers=5)
     with simulated.running(faults="invalid=0.25") as url:
         asked = settings(tmp_path, url, given, attempts=1, max_error_rate=1)
         assert pipeline.execute(asked, ("judge", "pairs")) == 0

@@ -23,6 +23,13 @@ def test_rows_come_back_once_however_often_they_are_written(tmp_path: Path) -> N
     assert set(store.index("failed")) == {"p0", "p1", "p2", "p3", "p4"}
 
 
+def test_rows_of_other_ids_never_lie_in_the_same_file(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for ids in (["a", "b"], ["a\0b"], ["a,b"], ['a","b']):
+        store.write_rows("failed", [{**ROWS[0], "prompt_id": one} for one in ids], FAILED)
+    assert set(store.index("failed")) == {"a", "b", "a\0b", "a,b", 'a","b'}
+
+
 def test_half_written_files_do_not_count(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "run"))
     store.write_rows("failed", ROWS, FAILED)

@@ -13,7 +13,7 @@ from typing import Any
 
 from lr_ray.llm.bureau import Bureau
 from lr_ray.llm.governor import Governor, Permit
-from lr_ray.llm.lease import Reply, Report
+from lr_ray.llm.lease import INF, Reply, Report
 from lr_ray.llm.spending import Spending
 
 Limit = Callable[[float], float]  # seconds since the start → what is allowed
@@ -210,5 +210,6 @@ class Shared:
             raise ConnectionError
         return self.bureau.report(name, report, asyncio.get_running_loop().time())
 
-    def anew(self) -> None:
-        self.bureau, self.there = Bureau(self._ceiling), True
+    def anew(self, spending: Spending | None = None, inherits_until: float = -INF) -> None:
+        self.bureau = Bureau(self._ceiling, spending=spending, inherits_until=inherits_until)
+        self.there = True

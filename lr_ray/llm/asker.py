@@ -106,7 +106,7 @@ class Asker:
         self._clients: list[Client] = []
         self._client = self.client()
         self._ledger = Ledger(self._store)
-        self._paid = Paid(self._store, judge.reuse, self._ledger.name)
+        self._paid = Paid(self._store, judge.reuse)
         self.start()
 
     def client(self, base_url: str | None = None) -> Client:

@@ -16,7 +16,10 @@ TURN = 1.0  # seconds for which a process keeps one of too few places
 
 
 class Bureau:
-    """`ceiling` calls in flight in all, at `replicas` base URLs; `requests` and `tokens` a second in all."""
+    """`ceiling` calls in flight in all, at `replicas` base URLs; `requests` and `tokens` a second in all.
+
+    Until `inherits_until` processes may still go on under the leases of a bureau before this one.
+    """
 
     def __init__(
         self,
@@ -26,15 +29,17 @@ class Bureau:
         requests: float = INF,
         tokens: float = INF,
         spending: Spending | None = None,
+        inherits_until: float = -INF,
     ) -> None:
         self.limits = [Limits(ceiling, requests / replicas, tokens / replicas) for _ in range(replicas)]
         self.spending = spending
         self._ceiling, self._id = ceiling, uuid.uuid4().hex
         self._heard: dict[str, float] = {}
+        self._allowed: dict[str, float] = {}  # when each process was allowed money last
         self._windows: list[dict[str, int]] = [{} for _ in self.limits]
         self._of_all: dict[str, int] = {}  # places at all replicas together
         self._inherited: dict[str, list[Seen]] = {}
-        self._inherits_until = -INF
+        self._inherits_until = inherits_until
         self._counted: dict[str, float] = {}
 
     def knows(self, name: str, now: float) -> bool:
@@ -52,6 +57,10 @@ class Bureau:
         leases = [self._lease(i, name, now) for i in range(len(self.limits))]
         return Reply(self._id, leases, self._together(name, now), *self._account(name, report, now))
 
+    def credit(self, name: str, money: float) -> None:
+        """Of what process `name` has spent, `money` is counted already; nothing where it was heard before."""
+        self._counted.setdefault(name, money)
+
     def _account(self, name: str, report: Report, now: float) -> tuple[str | None, float | None]:
         """The reason to stop, and what `name` may spend."""
         if self.spending is None:
@@ -60,7 +69,13 @@ class Bureau:
         report.account.money = report.spent - self._counted.get(name, 0.0)
         self._counted[name] = report.spent
         self.spending.add(report.account, now)
-        return self.spending.stop, self.spending.allow(name, len(self._heard))
+        # Whoever has not reported yet may go on under an allowance of the keeper before.
+        most = max(0.0, report.allowed - report.spent) if now < self._inherits_until else INF
+        if not most and self.spending.remaining is not None:
+            return self.spending.stop, 0.0
+        self._allowed[name] = now
+        allowance = self.spending.allow(name, len(self._heard))
+        return self.spending.stop, None if allowance is None else min(allowance, most)
 
     def _inherit(self, name: str, report: Report, now: float) -> None:
         """What processes hold from an earlier keeper is, in sum, what it had learned."""
@@ -85,7 +100,10 @@ class Bureau:
                 limits.forget(name)
                 windows.pop(name, None)
             self._of_all.pop(name, None)
-            if self.spending is not None:
+        if self.spending is not None:
+            # It may spend what it was allowed for as long as its lease lasts.
+            for name in [name for name, at in self._allowed.items() if now - at > LEASE_LASTS]:
+                del self._allowed[name]
                 self.spending.forget(name)
 
     def _lease(self, replica: int, name: str, now: float) -> Lease:

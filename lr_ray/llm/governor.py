@@ -111,7 +111,7 @@ class Governor:
         self._lease_until = INF
         self._waiting: list[tuple[Order, int, asyncio.Future[None], Permit]] = []
         self._arrivals = itertools.count()
-        self._spent = 0.0
+        self._spent = self._allowed = 0.0
         self._hungry, self._hungry_since, self._reported_at = 0.0, INF, -INF
         self._timer: asyncio.TimerHandle | None = None
 
@@ -249,11 +249,14 @@ class Governor:
         hungry, self._hungry, self._reported_at = self._hungry, 0.0, now
         account = self.account.take()
         self._spent += account.money
-        return Report([lane.take(hungry, now) for lane in self._lanes], account, self._spent, self._keeper)
+        seen = [lane.take(hungry, now) for lane in self._lanes]
+        return Report(seen, account, self._spent, self._keeper, self._allowed)
 
     def _adopt(self, reply: Reply, now: float) -> None:
         self._keeper, self._places = reply.keeper, reply.places
-        self._lease_until = INF if self._bureau is not None else now + LEASE_LASTS
+        # From the question on: who answered it counts from when it came.
+        self._lease_until = INF if self._bureau is not None else self._reported_at + LEASE_LASTS
+        self._allowed = self._spent + (reply.allowance or 0.0)
         self.account.told(reply.stop, reply.allowance)
         for lane, lease in zip(self._lanes, reply.leases, strict=True):
             lane.adopt(lease, now)

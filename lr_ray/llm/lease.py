@@ -56,13 +56,15 @@ class Report:
     """One process → keeper: what it saw of each replica, and its account.
 
     `spent` is money, of the process's whole life, and `keeper` who gave the leases it holds (none: nobody
-    yet): a keeper that starts anew counts and allows what the one before it did.
+    yet): a keeper that starts anew counts and allows what the one before it did. `allowed` is the `spent` up
+    to which that one let it go.
     """
 
     seen: list[Seen]
     account: Account
     spent: float = 0.0
     keeper: str | None = None
+    allowed: float = 0.0
 
 
 @dataclass(slots=True)

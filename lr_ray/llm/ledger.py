@@ -16,9 +16,7 @@ A record is found again by its prompt (`lookup`) and its key, a hash of all that
 
 import asyncio
 import os
-import socket
 import time
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Protocol
@@ -39,6 +37,7 @@ from lr_ray.llm.records import (
     dump,
     merged_away,
     sources,
+    writer,
 )
 from lr_ray.llm.records import lines as whole_lines
 from lr_ray.store import Store, sync
@@ -55,9 +54,8 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.quick = store.local  # a record is durable within milliseconds
-        # One writer a segment: two processes, or two lives of one actor, never append to the same file.
-        self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
-        self._segment: _Segment = _File(store, self.name) if store.local else _Objects(store, self.name)
+        self.name = writer()
+        self._segment: _Segment = _File(store) if store.local else _Objects(store, self.name)
         self._pending: list[tuple[bytes, asyncio.Future[None]]] = []
         self._committer: asyncio.Task[None] | None = None
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="ledger")
@@ -120,24 +118,24 @@ class _Segment(Protocol):
 
 
 class _File:
-    """A segment that grows by appends, on a local or NFS disk."""
+    """A segment that grows by appends, on a local or NFS disk; after a failed one another is begun."""
 
-    def __init__(self, store: Store, name: str) -> None:
-        self._folder, self._name = store.path(FOLDER), name + SUFFIX
+    def __init__(self, store: Store) -> None:
+        self._folder = store.path(FOLDER)
         self._file: int | None = None
 
     def write(self, group: list[bytes]) -> None:
         if self._file is None:
-            self._file = _create(self._folder, self._name)
-        start = os.lseek(self._file, 0, os.SEEK_END)
+            self._file = _create(self._folder, writer() + SUFFIX)
         try:
             rest = memoryview(b"".join(group))
             while rest:
                 rest = rest[os.write(self._file, rest) :]
             os.fsync(self._file)
         except OSError:
-            # A half-written group would spoil the first line of the next one.
-            os.ftruncate(self._file, start)
+            # Half a line at the end would spoil the next one. It may not go either: who reads the segment
+            # meanwhile has seen how far it reaches. What came through whole is paid, and is found again.
+            self.close()
             raise
 
     def tidy(self) -> None:
@@ -217,22 +215,27 @@ def merge(store: Store) -> int:
     small = sorted(i.base_name for i in found if i.base_name.endswith(SUFFIX) and i.size < PART_BYTES // 4)
     if len(small) < FEWEST_MERGED:
         return 0
-    writer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+    mine = writer()
     held: list[bytes] = []
     names: list[str] = []
     for number, name in enumerate(small):
         held += [line + b"\n" for line in whole_lines(store, name) if not sources(line)]
         names.append(name)
         if name == small[-1] or sum(map(len, held)) >= PART_BYTES:
-            _seal(store, f"{writer}-{number:07}{MERGED_SUFFIX}", held, names)
+            _seal(store, f"{mine}-{number:07}{MERGED_SUFFIX}", held, names)
             held, names = [], []
     return len(small)
 
 
 def _create(folder: str, name: str) -> int:
-    """A new file whose directory entry is durable too. Returns its descriptor."""
+    """A new file whose directory entry is durable too. Returns its descriptor; leaves nothing on failure."""
     os.makedirs(folder, exist_ok=True)
     file = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-    for path in (folder, os.path.dirname(folder)):
-        sync(path)
+    try:
+        for path in (folder, os.path.dirname(folder)):
+            sync(path)
+    except OSError:
+        os.close(file)
+        os.unlink(f"{folder}/{name}")
+        raise
     return file

@@ -1,18 +1,32 @@
 """The recorded replies of a prompt, looked up when its row starts; memory does not grow with the ledger.
 
-A look-up first takes notice of what was recorded since the last: on a local or NFS disk by all writers, on
-object storage, where each look costs requests, by this process and by those that have sealed a segment.
-So a row that is handed out again finds what its first judge paid, in this life or in an earlier one.
+A look-up first takes notice of what was recorded since the last, by all writers; on object storage it lists
+the segments and reads each new object once. So a row that is handed out again finds what its first judge
+paid, be that this process, one that has died since, or one of an earlier run. Kept in memory is where those
+records lie that are in no part of the index: at most a part's worth for each segment on a disk, and for each
+writer on object storage, which has merged its objects by then.
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import pyarrow.fs as pafs
 
-from lr_ray.llm.records import FOLDER, INDEX, SUFFIX, Part, Pointer, Tail, lines, parse, prompt_hash
+from lr_ray.llm.records import (
+    FOLDER,
+    INDEX,
+    MERGED_SUFFIX,
+    SUFFIX,
+    Part,
+    Pointer,
+    Tail,
+    lines,
+    parse,
+    prompt_hash,
+)
 from lr_ray.store import Store
 
 Reply = dict[str, Any]
@@ -29,12 +43,12 @@ B = TypeVar("B")
 class Recorded:
     """What the ledger of a run directory holds. Safe to use from several threads.
 
-    `mine` is the name of this process's writer (`Ledger.name`). Index parts that are missing are written to
-    `index`, a store and a folder in it; none: beside the segments. Another run's directory is only read.
+    Index parts that are missing are written to `index`, a store and a folder in it; none: beside the
+    segments. Another run's directory is only read.
     """
 
-    def __init__(self, store: Store, mine: str | None = None, index: tuple[Store, str] | None = None) -> None:
-        self._store, self._mine = store, mine
+    def __init__(self, store: Store, index: tuple[Store, str] | None = None) -> None:
+        self._store = store
         self._indexes = [(store, INDEX)] + ([index] if index else [])
         self._lock = threading.Lock()
         self._parts: dict[tuple[int, str], Part] = {}
@@ -56,8 +70,9 @@ class Recorded:
         for left in reversed(range(TRIES)):
             try:
                 return self._load(prompt_id, self.pointers(prompt_id))
-            except FileNotFoundError:
-                # A writer has merged its small objects into a larger one: look again.
+            except OSError:
+                # A writer has merged its small objects into a larger one: look again. Of one that goes after
+                # it was opened pyarrow says, for a short read, that the response cannot be flushed.
                 if not left:
                     raise
         raise AssertionError
@@ -107,18 +122,17 @@ class Recorded:
         there.update(zip(new, self._map(lambda key: there[key].open(), new), strict=True))
         self._parts = there
         reach = _reach(there.values())
-        for name, size in sizes.items():
-            state = size, reach.get(name, 0)
-            if self._seen.get(name) != state and self._follows(name):
-                self._scan(name, *state)
-                self._seen[name] = state
+        states = ((name, (size, reach.get(name, 0))) for name, size in sizes.items())
+        changed = [one for one in states if self._seen.get(one[0]) != one[1] and self._follows(one[0])]
+        deque(self._map(lambda one: self._scan(one[0], *one[1]), changed), maxlen=0)
         for known in (self._seen, self._tails):
             for name in known.keys() - sizes.keys():
                 del known[name]
         self._born = True
 
     def _follows(self, name: str) -> bool:
-        return self._store.local or not self._born or bool(self._mine and name.startswith(self._mine))
+        """Not a merged segment of a living writer: its sources are there for as long as it has no index."""
+        return not (self._born and name.endswith(MERGED_SUFFIX))
 
     def _scan(self, segment: str, size: int, start: int) -> None:
         """Take notice of the records after the tail, and where there is none from byte `start` on."""
@@ -133,6 +147,7 @@ class Recorded:
                     tail = Tail(tail.end)
         if tail.end > tail.start:
             self._tails[segment] = tail
+        self._seen[segment] = size, start
 
     def _write(self, segment: str, tail: Tail) -> None:
         part = tail.write(*self._indexes[-1], segment)

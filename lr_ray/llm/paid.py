@@ -17,15 +17,13 @@ from lr_ray.store import Store
 class Paid:
     """The recorded replies of the run in `store` and of the run directories `reuse`.
 
-    `mine` is the name of this process's writer.
-
     Raises:
         ValueError: a directory of `reuse` holds no recorded calls.
     """
 
-    def __init__(self, store: Store, reuse: Sequence[str] = (), mine: str | None = None) -> None:
+    def __init__(self, store: Store, reuse: Sequence[str] = ()) -> None:
         self._store = store
-        self._own = Recorded(store, mine)
+        self._own = Recorded(store)
         self._others: list[Recorded] = []
         for url in reuse:
             other = Store(url)

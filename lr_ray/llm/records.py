@@ -1,8 +1,9 @@
 """What the ledger's folder holds, and how a prompt's records are found in it without reading all of it.
 
-    calls/SEGMENT.jsonl                        records, one a line; one writer each. Of a segment merged from
-                                               others the first line says which: where one of these is still
-                                               there, its records are there twice
+    calls/SEGMENT.jsonl                        records, one a line; one writer each, whose name (`writer`) the
+                                               segment's begins with. Of a segment merged from others the
+                                               first line says which: where one of these is still there, its
+                                               records are there twice
     calls/index/SEGMENT.START-END.COUNT.idx    where the records in bytes START to END of a segment lie
 
 An index part is derived: it may be deleted at any time, and whoever needs it makes it again. It holds
@@ -12,7 +13,10 @@ whatever a segment's size. A torn last line, of a writer that was killed, is not
 """
 
 import hashlib
+import os
 import re
+import socket
+import uuid
 from array import array
 from collections.abc import Iterator
 from functools import lru_cache
@@ -36,6 +40,7 @@ BLOCK = 4 << 20  # bytes of a segment read at once
 
 _ENTRY = np.dtype([("prompt", "<u8"), ("offset", "<u8"), ("length", "<u4")])
 _PART = re.compile(r"(.+)\.(\d+)-(\d+)\.(\d+)\.idx")
+_WRITER = re.compile(r"(.+-\d+)-[0-9a-f]{12}\b")
 _HEAD = b'{"prompt_id":"'
 
 
@@ -54,6 +59,22 @@ class Pointer(NamedTuple):
     segment: str
     offset: int
     length: int
+
+
+def process() -> str:
+    """This process as names of segments know it; a later process may be called the same."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def writer() -> str:
+    """A new writer's name: two processes, or two lives of one actor, never write the same segment."""
+    return f"{process()}-{uuid.uuid4().hex[:12]}"
+
+
+def process_of(segment: str) -> str:
+    """`process` of who wrote the segment; all of its name where it is not one of ours."""
+    found = _WRITER.match(segment)
+    return found[1] if found else segment
 
 
 def dump(record: Record) -> bytes:

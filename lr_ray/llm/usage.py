@@ -47,15 +47,15 @@ def by_kind(store: Store, prompts: set[str] | None = None) -> dict[str, Used]:
 
 def money(store: Store, prices: Prices) -> float:
     """What all answers recorded in the run directory cost, and those of its parts; 0 without prices."""
-    kinds = (one for ledger in _ledgers(store) for one in by_kind(ledger).values())
+    kinds = (one for ledger in ledgers(store) for one in by_kind(ledger).values())
     return sum(cost(vars(one), prices) or 0.0 for one in kinds)
 
 
-def _ledgers(store: Store) -> Iterator[Store]:
+def ledgers(store: Store) -> Iterator[Store]:
     """The run directory and those inside it that pay for themselves."""
     yield store
     yield store.sub("agreement")
     for group in ("evaluation", "rewards", "agreement"):
         yield from (store.sub(group, name) for name in store.folders(group))
     for name in store.folders("compare"):
-        yield from _ledgers(store.sub("compare", name))
+        yield from ledgers(store.sub("compare", name))
