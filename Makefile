@@ -1,17 +1,23 @@
 # Two commands: `make demo` and `make test`. Each installs what it needs into .venv first.
+# On a GPU machine: `make install EXTRA=gpu`, vLLM's build for GPUs in place of the one for CPUs.
 PYTHON ?= python3
+EXTRA ?= $(if $(wildcard .venv/.installed-gpu),gpu,cpu)
 BIN := .venv/bin
 # Byte code is compiled once here: importing vllm, ray and deepspeed without it takes minutes on 2 cores.
-STAMP := .venv/.installed
+STAMP := .venv/.installed-$(EXTRA)
 
 .PHONY: install demo test test-hosts check format pin clean
 
 install: $(STAMP)
 
-$(STAMP): requirements/cpu.txt requirements/uv.txt pyproject.toml
+$(STAMP): requirements/$(EXTRA).txt requirements/uv.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@# The two builds exclude each other: one is not installed over the other.
+	@test -e $(STAMP) || rm -rf $(if $(wildcard .venv/.installed-*),.venv)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
-	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements/cpu.txt
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements/$(EXTRA).txt
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
 
@@ -30,9 +36,10 @@ check: install
 	$(BIN)/pyrefly check
 	$(BIN)/lint-imports --no-cache
 
-format: install
+format: install  ## and the page of all keys
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/python -m lr_ray.config.reference > lr_ray/config/README.md
 
 pin: install  ## rewrite requirements/ from pyproject.toml; hashes, no addresses
 	for extra in cpu gpu; do \

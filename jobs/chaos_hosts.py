@@ -34,6 +34,7 @@ SHELLS = ("sh", "bash", "dash")
 LONGEST = 420.0  # seconds of a submission
 STRIKE = 180.0  # seconds within which there must be something to strike
 SETTLE = 15.0  # seconds in which a host that was given up notices
+ENDING = 3.0  # seconds in which the other training workers end, and no new ones start yet
 OUTAGE = {"host": 20.0, "endpoint": 60.0}
 STEPS, EVERY = 12, 3
 SAMPLED = 96
@@ -53,15 +54,19 @@ class Outcome:
     in_flight: int = 0
     repeated: int = 0
     seconds: float = 0.0
+    checkpoint: int | None = None  # the last step of which there was one after the fault
+    went_on: int | None = None  # the first step taken after the fault
 
     @property
     def well(self) -> bool:
-        """Nothing was lost, and no more was paid twice than may be in flight."""
+        """Nothing was lost, no more was paid twice than may be in flight, training went on where it could."""
         ended = self.codes[-1:] == [0] and self.submissions <= 2
+        resumed = self.checkpoint is None or (self.checkpoint > 0 and self.went_on == self.checkpoint + 1)
         return (
             ended
             and self.lost == self.doubled == 0
             and self.same
+            and resumed
             and self.repeated <= chaos_judge.CONCURRENCY
         )
 
@@ -117,8 +122,7 @@ class Judged(chaos_judge.Trial):
         self.cluster = cluster
         config = json.loads(self._config.read_text())
         if disk is not None:
-            self.run_dir = disk / name
-            config["run_dir"] = str(self.run_dir)
+            config["run_dir"] = str(disk / name)
         self.job = Job(cluster, name, "judge", config)
         self.store = self.job.store
 
@@ -248,13 +252,21 @@ class Campaign:
     def _training(self, name: str) -> Outcome:
         undisturbed, struck = (self._trainer(one) for one in (f"{name}-undisturbed", name))
         assert undisturbed.run().codes == [0], (self.folder / "client.log").read_text()[-3000:]
+        before: list[dict[str, Any]] = []
+        checkpoint = 0
 
         def strike() -> None:
-            _until(lambda: len(_metrics(struck.store)) > EVERY)
+            nonlocal before, checkpoint
+            _until(lambda: _checkpoint(struck.store) > 0 and len(_metrics(struck.store)) > EVERY)
             self.kill("RayTrainWorker", self.cluster.workers)
+            time.sleep(ENDING)
+            before, checkpoint = _metrics(struck.store), _checkpoint(struck.store)
 
         outcome = struck.run(TRAINER, strike)
         expected, found = _metrics(undisturbed.store), _metrics(struck.store)
+        # The seconds that a step took are in its line: one that was taken again has another line.
+        outcome.went_on = min((line["step"] for line in found if line not in before), default=None)
+        outcome.checkpoint = checkpoint
         steps = [line["step"] for line in found]
         outcome.lost, outcome.doubled = STEPS - len(set(steps)), len(steps) - len(set(steps))
         outcome.same = [line["loss"] for line in found] == [line["loss"] for line in expected]
@@ -270,6 +282,12 @@ class Campaign:
 
 def _metrics(store: Store) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (store.read("metrics.jsonl") or b"").splitlines()]
+
+
+def _checkpoint(store: Store) -> int:
+    """The last step of which there is a whole checkpoint; 0: none."""
+    markers = Path(store.path("checkpoints")).glob("step-*/complete.json")
+    return max((json.loads(marker.read_text())["step"] for marker in markers), default=0)
 
 
 def _until(true: Callable[[], bool]) -> None:
@@ -302,7 +320,15 @@ def table(outcomes: list[Outcome]) -> str:
     ]
     for one in outcomes:
         codes = ", ".join(map(str, one.codes))
-        cells = [one.fault, one.submissions, codes, one.lost, one.doubled, "yes" if one.same else "no"]
+        went_on = f" (after step {one.checkpoint} step {one.went_on} was next)" if one.checkpoint else ""
+        cells = [
+            one.fault + went_on,
+            one.submissions,
+            codes,
+            one.lost,
+            one.doubled,
+            "yes" if one.same else "no",
+        ]
         lines.append("| " + " | ".join(map(str, [*cells, one.in_flight, one.repeated, one.seconds])) + " |")
     return "\n".join(lines)
 

@@ -5,37 +5,29 @@ row, and keeps a pointer a row (file, place, length), not the row. Resume is the
 ids, and a task anywhere loads one row by its pointer.
 """
 
-import fnmatch
-import functools
 import hashlib
-import io
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import orjson
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
-
+from lr_ray.rowfiles import Place, Raw, files, kind_of, row_at, rows
 from lr_ray.rows import Candidate, Message, Prompt, Sampled
-from lr_ray.store import filesystem
 
-SUFFIXES = (".jsonl", ".parquet")
-Raw = Mapping[str, Any]
-
-
-class Place(NamedTuple):
-    """Where a row lies: byte `start` and `length` in a jsonl file, or row `start` of row group `group`."""
-
-    url: str
-    group: int
-    start: int
-    length: int
-    number: int
-
-    def __str__(self) -> str:
-        return f"{self.url}: {'line' if self.group < 0 else 'row'} {self.number}"
+__all__ = [
+    "Place",
+    "Pointer",
+    "Raw",
+    "answers",
+    "answers_at",
+    "files",
+    "load",
+    "row_at",
+    "rows",
+    "scan",
+    "to_candidates",
+    "to_messages",
+    "to_prompt",
+]
 
 
 class Pointer(NamedTuple):
@@ -158,7 +150,7 @@ def to_prompt(
     prompt_id = prompt_id or _prompt_id(raw, place)
     reference = raw.get("reference_answer", raw.get("answer") if "candidates" not in raw else None)
     if reference is not None and not isinstance(reference, str):
-        raise ValueError(f"{place}: reference_answer is a {_type(reference)}, not text")
+        raise ValueError(f"{place}: reference_answer is a {kind_of(reference)}, not text")
     prompt: list[Message] = []
     if "messages" in raw:
         messages = to_messages(raw["messages"], place)
@@ -168,6 +160,11 @@ def to_prompt(
         earlier = "\n\n".join(m["content"] for m in messages[:-1])
         question = raw.get("question", last)
         context = raw.get("context", "\n\n".join(filter(None, (earlier, before))))
+        if not context:
+            raise ValueError(
+                f"{place}: no blank line in messages parts the context from the question: put one before the "
+                "question, or give context beside messages"
+            )
         prompt = messages
     else:
         context, question = raw.get("context"), raw.get("question", raw.get("query"))
@@ -211,7 +208,7 @@ def to_candidates(raw: Raw, place: Place) -> list[Candidate]:
     if index is not None:
         answer = raw.get("answer")
         if not isinstance(answer, str):
-            raise ValueError(f"{place}: answer is a {_type(answer)}, not text")
+            raise ValueError(f"{place}: answer is a {kind_of(answer)}, not text")
         return [{"index": index, "text": answer, "finish_reason": None}]
     found: list[Candidate] = []
     entries = raw.get("candidates")
@@ -240,7 +237,8 @@ def _gather(pointer: Pointer, read: dict[Place, Raw]) -> list[Candidate]:
 def _prompt_id(raw: Raw, place: Place) -> str:
     value = raw.get("prompt_id", raw.get("idx"))
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise ValueError(f"{place}: prompt_id (or idx) is a {_type(value)}, not text or an integer")
+        kind = "number with a fraction or of over 64 bits" if isinstance(value, float) else kind_of(value)
+        raise ValueError(f"{place}: prompt_id (or idx) is a {kind}, not text or an integer")
     return str(value)
 
 
@@ -259,100 +257,7 @@ def _text(value: Any, name: str, place: object) -> str:
     if value is None:
         raise ValueError(f"{place}: no {name}")
     if not isinstance(value, str):
-        raise ValueError(f"{place}: {name} is a {_type(value)}, not text")
+        raise ValueError(f"{place}: {name} is a {kind_of(value)}, not text")
     if not value.strip():
         raise ValueError(f"{place}: {name} is empty")
     return value
-
-
-def _type(value: Any) -> str:
-    names = {type(None): "missing value", int: "number", float: "number", dict: "mapping", str: "empty text"}
-    return names.get(type(value), type(value).__name__)
-
-
-def rows(patterns: Sequence[str]) -> Iterator[tuple[Place, Raw]]:
-    """Every row behind paths, folders or globs, with its place; one that is no JSON object is refused."""
-    for pattern in patterns:
-        for url in files(pattern):
-            yield from _lines(url) if url.endswith(".jsonl") else _groups(url)
-
-
-def files(pattern: str) -> list[str]:
-    """The jsonl and parquet files behind a path, a folder or a glob, sorted.
-
-    Raises:
-        ValueError: there is none.
-    """
-    fs, path = filesystem(pattern)
-    prefix = pattern.removesuffix(path) if "://" in pattern else ""
-    if any(sign in path for sign in "*?["):
-        base = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
-        infos = fs.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
-        found = [i.path for i in infos if i.is_file and fnmatch.fnmatchcase(i.path, path)]
-    else:
-        info = fs.get_file_info(path)
-        if info.type == pafs.FileType.NotFound:
-            raise ValueError(f"{pattern}: no such file")
-        if info.is_file and not path.endswith(SUFFIXES):
-            raise ValueError(f"{pattern}: neither .jsonl nor .parquet")
-        inside = fs.get_file_info(pafs.FileSelector(path)) if not info.is_file else [info]
-        found = [i.path for i in inside if i.is_file]
-    found = sorted(prefix + name for name in found if name.endswith(SUFFIXES))
-    if not found:
-        raise ValueError(f"{pattern}: no .jsonl or .parquet file there")
-    return found
-
-
-def _lines(url: str) -> Iterator[tuple[Place, Raw]]:
-    fs, path = filesystem(url)
-    start = 0
-    with fs.open_input_stream(path) as stream:
-        for number, line in enumerate(io.BufferedReader(stream, 1 << 20), 1):
-            place = Place(url, -1, start, len(line), number)
-            start += len(line)
-            if line.strip():
-                yield place, _parse(line, place)
-
-
-def _parse(line: bytes, place: Place) -> Raw:
-    try:
-        raw = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        torn = "; the line is torn" if not line.endswith(b"\n") else ""
-        raise ValueError(f"{place}: not valid JSON: {error}{torn}") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"{place}: a {_type(raw)}, not a JSON object")
-    return raw
-
-
-def _groups(url: str) -> Iterator[tuple[Place, Raw]]:
-    number = 0
-    fs, path = filesystem(url)
-    with fs.open_input_file(path) as file:
-        try:
-            parquet = pq.ParquetFile(file)
-        except OSError as error:
-            raise ValueError(f"{url}: not a parquet file: {error}") from error
-        for group in range(parquet.num_row_groups):
-            for row, raw in enumerate(parquet.read_row_group(group).to_pylist()):
-                number += 1
-                # Parquet has every column in every row: what is null is not there.
-                yield Place(url, group, row, 0, number), {k: v for k, v in raw.items() if v is not None}
-
-
-def row_at(place: Place) -> Raw:
-    """The row that was found at `place`."""
-    fs, path = filesystem(place.url)
-    if place.group >= 0:
-        row = _row_group(place.url, place.group)[place.start]
-        return {key: value for key, value in row.items() if value is not None}
-    with fs.open_input_file(path) as file:
-        file.seek(place.start)
-        return _parse(file.read(place.length), place)
-
-
-@functools.lru_cache(maxsize=2)
-def _row_group(url: str, group: int) -> list[Raw]:
-    fs, path = filesystem(url)
-    with fs.open_input_file(path) as file:
-        return pq.ParquetFile(file).read_row_group(group).to_pylist()

@@ -4,6 +4,7 @@ from lr_ray import plan
 from lr_ray.agreement import forecast as agreed
 from lr_ray.compare import forecast as compared
 from lr_ray.config import Config
+from lr_ray.lacking import plannable
 from lr_ray.plan import training
 from lr_ray.synthesis import forecast as synthesized
 
@@ -14,6 +15,7 @@ def text(config: Config) -> str:
     Raises:
         ValueError: bad input or config, in one sentence.
     """
+    plannable(config)
     parts: list[str] = []
     if config.synthesis.documents:
         parts.append(synthesized.render(synthesized.make(config), config))

@@ -23,6 +23,8 @@ ROWS_A_FILE = 8
 """Rows saved together: few enough that a crash re-samples little, enough that files stay few."""
 SETTLED = 3.0
 """Seconds after which the counters are sure to know of every call in flight; they lag by one."""
+ANSWER = 10.0
+"""Seconds in which the tally must answer."""
 MOST_BLOCKS = 2000
 """Ray Data's unit of streaming is a block; one a prompt, up to what its scheduler handles with ease."""
 
@@ -46,9 +48,14 @@ def flow(dataset: "ray.data.Dataset", counts: dict[str, int], watch: Watch, engi
 
 
 def _in_flight(watch: Watch) -> float:
+    """Calls that have no answer yet; none where the tally is gone: why the flow stops is known without it."""
     import ray
+    from ray.exceptions import RayError
 
-    counts = ray.get(watch.tally.snapshot.remote())
+    try:
+        counts = ray.get(watch.tally.snapshot.remote(), timeout=ANSWER)
+    except RayError:
+        return 0.0
     return counts.get("calls_started", 0) - counts.get("calls_finished", 0)
 
 
@@ -63,12 +70,14 @@ def blocks(items: list[dict[str, Any]]) -> "ray.data.Dataset":
     return ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
 
 
-def saved(dataset: "ray.data.Dataset", store: Store, *, keep: bool) -> "ray.data.Dataset":
+def saved(
+    dataset: "ray.data.Dataset", store: Store, *, keep: bool, again: bool = False
+) -> "ray.data.Dataset":
     """Packed rows saved in the folders of their kinds; then `{prompt_id, kind, reason}`, or with `keep`
-    the rows themselves."""
+    the rows themselves. `again`: what failed in sampling was saved before, when it left the engine."""
     from ray.data import TaskPoolStrategy
 
-    save: Any = functools.partial(_save, store=store, keep=keep)
+    save: Any = functools.partial(_save, store=store, keep=keep, again=again)
     # Unbounded, Ray starts a process for each task that waits, ends those that idle, and starts others: on
     # two cores 600 rows took twice as long and held twice the object store.
     compute = TaskPoolStrategy(size=SAVING.count)
@@ -77,7 +86,7 @@ def saved(dataset: "ray.data.Dataset", store: Store, *, keep: bool) -> "ray.data
     )
 
 
-def _save(batch: pa.Table, store: Store, keep: bool) -> pa.Table:
+def _save(batch: pa.Table, store: Store, keep: bool, again: bool = False) -> pa.Table:
     """Write each kind of row to its folder.
 
     With `keep` the whole rows flow on, else `{prompt_id, kind, reason}`.
@@ -87,7 +96,7 @@ def _save(batch: pa.Table, store: Store, keep: bool) -> pa.Table:
     for packed in batch.to_pylist():
         row = unpack(packed)
         reasons.append(row["reason"] if packed["kind"] == "left" else "")
-        if keep or row.get("stage") != "sample":  # the others were saved when they left the engine
+        if not (again and row.get("stage") == "sample"):
             groups.setdefault(packed["kind"], []).append(row)
     groups.pop("left", None)
     for kind, rows in groups.items():

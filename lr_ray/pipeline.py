@@ -16,6 +16,7 @@ from typing import Any
 from lr_ray import agreement, card, evaluation, metrics, pairs, rewards, runtime
 from lr_ray import config as configs
 from lr_ray.config import Config, Pairs
+from lr_ray.lacking import ready
 from lr_ray.llm import shared
 from lr_ray.placement import Need, require, worker
 from lr_ray.preflight import RETRY, Found, check, claim
@@ -156,8 +157,13 @@ class Run:
         say(synthesis.said(made, self.store.url))
 
     def pairs(self) -> None:
-        """Best against worst of every judged prompt; `pairs.json` counts what was dropped and why."""
+        """Best against worst of every judged prompt; `pairs.json` counts what was dropped and why.
+
+        Also of prompts that `data.prompts` named once: what is judged makes pairs without any input, and a
+        model that is trained on them must not lose them when the files change.
+        """
         ids = sorted(self.source.index("judged"))
+        self._say_unnamed(ids)
         before = json.loads(self.store.read("pairs.json") or b"{}")
         if before.get("prompts") == len(ids) and self._by_these_rules(before):
             say(f"pairs: {before['pairs']} pairs were made already")
@@ -183,6 +189,15 @@ class Run:
         self._show(audit)
         drops = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
         say(f"pairs: {len(made)} pairs of {len(ids)} prompts" + (f"; dropped: {drops}" if drops else ""))
+
+    def _say_unnamed(self, ids: list[str]) -> None:
+        """Say how many judged prompts the config does not name, where the inputs were looked at."""
+        named = {pointer.prompt_id for pointer in self.found.prompts}
+        if named and not named.issuperset(ids):
+            number = len(set(ids) - named)
+            say(
+                f"pairs: {number} of {len(ids)} judged prompts are not in data.prompts now, and are taken too"
+            )
 
     def _chosen(self) -> tuple[list[Any], dict[str, int]]:
         """The pairs by prompt id, and how many prompts gave none, by reason."""
@@ -280,14 +295,18 @@ def report_of(where: str, overrides: Sequence[str] = ()) -> None:
         ValueError: neither is there, or a file of the run is not what it should be.
     """
     if "://" in where or os.path.isdir(where):
-        there = Store(where)
         if overrides:
             raise ValueError(f"{where} is a run directory; {overrides[0]} would change a config")
-        if not there.exists("config.yaml"):
-            raise ValueError(f"{where}: not a run directory, it has no config.yaml")
-        report(there)
+        report(_existing(where))
         return
     execute(configs.load(where, list(overrides)), ("report",))
+
+
+def _existing(run_dir: str) -> Store:
+    there = Store(run_dir)
+    if not there.exists("config.yaml"):
+        raise ValueError(f"{run_dir}: not a run directory, it has no config.yaml")
+    return there
 
 
 def execute(config: Config, stages: tuple[str, ...]) -> int:
@@ -299,6 +318,9 @@ def execute(config: Config, stages: tuple[str, ...]) -> int:
     Raises:
         ValueError: bad input or config, or another run works on the directory.
     """
+    if stages == ("report",):
+        report(_existing(config.run_dir))
+        return 0
     needs = stages
     if stages == RETRY:
         needs = _to_retry(config)
@@ -310,10 +332,7 @@ def execute(config: Config, stages: tuple[str, ...]) -> int:
         synthesis.check(config)
     if "pairs" in needs:
         rewards.check(config)
-    if stages == ("report",):
-        claim(config, stages)
-        report(Store(config.run_dir))
-        return 0
+    ready(config, stages)
     with Store(config.run_dir).claimed():
         claim(config, stages)
         if stages[0] == "synthesize" and synthesis.finished(config, Store(config.run_dir)):

@@ -3,8 +3,11 @@
 Ray Data waits for ever, without an error, where actors hold every CPU; so one is asked for beside them.
 """
 
+import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from lr_ray.config import Training
 from lr_ray.progress import say
@@ -37,6 +40,55 @@ def worker(training: Training) -> Resources:
     """What a training worker takes, and whoever else holds the whole model."""
     gpu = {"GPU": 1.0} if training.use_gpu else {}
     return {"CPU": training.num_cpus, **gpu, **training.resources}
+
+
+class Groups:
+    """Placement groups of actors that start further ones; for a ``with``, after which nothing is reserved.
+
+    Ray keeps what a group reserves until it is removed or the driver ends, however long its actors are gone.
+    """
+
+    def __init__(self) -> None:
+        self._made: list[Any] = []
+        self._lock, self._over = threading.Lock(), False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def options(self, need: Need) -> dict[str, Any]:
+        """What puts one actor of `need`, and all that it starts, into a group of its bundles.
+
+        There are as many groups as actors, given out in turn: Ray Data also asks for options that it starts
+        no actor with, and what a further group reserved would be missing.
+
+        Raises:
+            RuntimeError: the block is over.
+        """
+        import ray.util
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        with self._lock:
+            # Ray Data's own thread may want another actor after a first one has ended the block by its error.
+            if self._over:
+                raise RuntimeError("no actor is started any more")
+            if len(self._made) < need.count:
+                group = ray.util.placement_group([_wanted(need.each)] * need.bundles, strategy="PACK")
+            else:
+                group = self._made.pop(0)
+            self._made.append(group)
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+        return {"scheduling_strategy": strategy, "num_cpus": 0}
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        with self._lock:
+            self._over = True
+        while self._made and ray.is_initialized():
+            # A Ray that is gone has nothing reserved, and must not hide what ended the block.
+            with suppress(RayError):
+                ray.util.remove_placement_group(self._made.pop())
 
 
 def fit(needs: list[Need], nodes: list[Resources]) -> list[int] | None:
@@ -105,7 +157,7 @@ def require(needs: list[Need], wait: float = 0.0) -> list[int]:
     if wait and counts != [need.count for need in needs]:
         counts = _grown(needs, wait)
     if counts is None:
-        asked = ", ".join(f"{n.name} {n.count} x {_words(n.each)}" for n in needs)
+        asked = ", ".join(f"{n.name} {n.count} x {_piece(n)}" for n in needs)
         there = _total(_nodes())
         raise ValueError(
             f"too little to run on: {asked} are asked for, "
@@ -150,6 +202,11 @@ def _nodes() -> list[Resources]:
 def _total(nodes: list[Resources]) -> Resources:
     names = sorted({name for node in nodes for name in node if not name.endswith("memory")})
     return {name: sum(node.get(name, 0.0) for node in nodes) for name in names}
+
+
+def _piece(need: Need) -> str:
+    words = _words(need.each)
+    return words if need.bundles == 1 else f"({need.bundles} x {words})"
 
 
 def _words(resources: Resources) -> str:

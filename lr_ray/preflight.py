@@ -3,7 +3,7 @@
 import hashlib
 import json
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -14,6 +14,7 @@ from lr_ray.benchmarks import sets
 from lr_ray.config import Config
 from lr_ray.judge.answers import SCHEMAS
 from lr_ray.judge.requests import SEVERAL
+from lr_ray.lacking import can_pair
 from lr_ray.sampling import check_model
 from lr_ray.store import Store
 
@@ -24,7 +25,7 @@ KINDS = ("sampled", "judged")
 # What the finished rows of a run directory depend on. Everything else may change between two calls.
 IDENTITY = {
     "data": {"prompt_template"},
-    "sampling": {"model", "n", "temperature", "top_p", "max_tokens", "truncate"},
+    "sampling": {"model", "n", "temperature", "top_p", "max_tokens", "truncate", "seed"},
     "judge": {
         "model",
         "max_tokens",
@@ -39,6 +40,12 @@ IDENTITY = {
         "retrieval",
     },
     "evaluation": {"n", "baseline", "model", "temperature", "max_tokens"},
+}
+# Of training: how, where and how fast, but not what is learned.
+FREE = {
+    *("micro_batch_size", "gradient_checkpointing", "tiled_mlp", "offload_activations", "num_workers"),
+    *("sequence_parallel_size", "reference_actors", "use_gpu", "num_cpus", "resources"),
+    *("checkpoint_steps", "max_failures", "report_to"),
 }
 
 
@@ -70,13 +77,19 @@ def check(config: Config, stages: tuple[str, ...]) -> Found:
     prompts = inputs(config) if {"sample", "judge"} & set(stages) else []
     if "sample" in stages and not config.data.candidates:
         check_model(config.sampling.model, "sampling.model")
+    if "pairs" in stages and {"sample", "judge"} & set(stages):
+        can_pair(config, prompts)
     if "train" in stages:
         from lr_ray.training import launch
 
         launch.check(config)
-    asked = config.evaluation.prompts if "evaluate" in stages else []
+        check_model(config.training.model or config.sampling.model, "training.model or sampling.model")
+    evaluation = config.evaluation
+    asked = evaluation.prompts if "evaluate" in stages else []
     held_out = data.scan(asked) if asked else []
     if "evaluate" in stages:
+        if evaluation.prompts or evaluation.benchmarks:
+            _evaluable(config)
         sets.check(config, {pointer.prompt_id for pointer in held_out})
     labels = labelled.scan(config) if "agreement" in stages else None
     if {"judge", "agreement"} & set(stages) or ("evaluate" in stages and sets.asks(config)):
@@ -86,27 +99,35 @@ def check(config: Config, stages: tuple[str, ...]) -> Found:
     return Found(prompts, held_out, labels)
 
 
-def claim(config: Config, stages: tuple[str, ...] = STAGES) -> None:
-    """Save the resolved config in the run directory, or refuse one that finished rows contradict.
+def _evaluable(config: Config) -> None:
+    """Refuse models that cannot be sampled; the run's own may not be there yet."""
+    evaluation = config.evaluation
+    check_model(evaluation.baseline or config.sampling.model, "evaluation.baseline or sampling.model")
+    if evaluation.model:
+        check_model(evaluation.model, "evaluation.model")
+
+
+def claim(config: Config, stages: tuple[str, ...] = STAGES, instead: str = "use another run_dir") -> None:
+    """Save the resolved config in the run directory, or refuse one that contradicts what is there.
+
+    Args:
+        config: the run's.
+        stages: what is to be done.
+        instead: what the user may do where that is refused.
 
     Raises:
-        ValueError: the directory holds rows made under another value of a key in `IDENTITY`, or judged
-            or graded with other prompts than this version's.
+        ValueError: the directory holds rows made under another value of a key in `IDENTITY`, or a model, or
+            its checkpoints, that learned with other settings or from other pairs; or rows judged or graded
+            with other prompts than this version's.
     """
     store = Store(config.run_dir)
     saved = store.read("config.yaml")
-    now = config.model_dump(mode="json")
-    compared = _made_with(store)
-    if saved is not None and compared:
-        before, now = redact.config(yaml.safe_load(saved)), redact.config(now)
-        for section, keys in compared.items():
-            for key in sorted(keys & before.get(section, {}).keys()):
-                was, asked = before[section][key], now[section][key]
-                if was != asked:
-                    raise ValueError(
-                        f"{config.run_dir} holds rows made with {section}.{key}={was!r}; "
-                        f"the config now says {asked!r}: use another run_dir"
-                    )
+    if saved is not None:
+        before, now = redact.config(yaml.safe_load(saved)), redact.config(config.model_dump(mode="json"))
+        rows = _made_with(store)
+        _same(_picked(before, rows), _picked(now, rows), f"{config.run_dir} holds rows made", instead)
+        if _learning(store):
+            _same(_learned(before), _learned(now), f"{config.run_dir} was trained", instead)
     if {"judge", "evaluate", "agreement", *RETRY} & set(stages):
         asked_with, now_with = store.read(ASKED_WITH), prompts_hash().encode()
         judged = store.files("judged") or _labelled(store)
@@ -119,6 +140,39 @@ def claim(config: Config, stages: tuple[str, ...] = STAGES) -> None:
     if {"evaluate", *RETRY} & set(stages):
         grading.claim(config, store)
     store.write(configs.dump(config).encode(), "config.yaml")
+
+
+def _same(before: dict[str, Any], now: dict[str, Any], what: str, instead: str) -> None:
+    for key in sorted(before.keys() & now.keys()):
+        if before[key] != now[key]:
+            raise ValueError(
+                f"{what} with {key}={before[key]!r}; the config now says {now[key]!r}: {instead}"
+            )
+
+
+def _picked(tree: dict[str, Any], keys: dict[str, set[str]]) -> dict[str, Any]:
+    """Values by section.key; a config of an older version may lack some."""
+    found = {section: tree.get(section, {}) for section in keys}
+    return {f"{name}.{key}": found[name][key] for name in keys for key in keys[name] & found[name].keys()}
+
+
+def _learning(store: Store) -> bool:
+    """Whether a training has come as far as a checkpoint."""
+    begun = any(name.startswith("step-") for name in store.folders("checkpoints"))
+    return begun or store.exists("model")
+
+
+def _learned(tree: dict[str, Any]) -> dict[str, Any]:
+    """What a model depends on, by section.key: what it started from, learned from, and how."""
+    training = dict(tree.get("training", {}))
+    training["model"] = training.get("model") or tree.get("sampling", {}).get("model")
+    # How states are cut does not change what is learned; an optimizer of one's own does.
+    deepspeed = training.get("deepspeed", {})
+    training["deepspeed"] = {key: value for key, value in deepspeed.items() if key != "zero_optimization"}
+    sections = {"training": training.keys() - FREE}
+    if training.get("method") == "dpo" and not training.get("data"):
+        sections["pairs"] = set(tree.get("pairs", {}))
+    return _picked({**tree, "training": training}, sections)
 
 
 def _made_with(store: Store) -> dict[str, set[str]]:

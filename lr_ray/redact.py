@@ -6,16 +6,43 @@ from typing import Any
 HIDDEN = "***"
 
 _USER = re.compile(r"(?i)^([a-z][a-z0-9+.-]*://)[^/]*@")
+# Whole words, so that max_tokens, stop_token_ids and tokenizer stay; api_key_env names a variable only.
+_SECRET = re.compile(
+    r"(?i)(?:(?:key|secret|password|passwd|credential|cookie)s?|auth|authorization|token(?!_?ids?\b))"
+    r"(?![a-z])(?!_env$)"
+)
+
+
+def secret(name: str) -> bool:
+    """Whether what a variable or parameter of this name holds may be a secret."""
+    return _SECRET.search(name) is not None
 
 
 def config(tree: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a config's tree without users and passwords in URLs, and values of extra headers."""
-    tree = urls(tree)
+    """A copy of a config's tree as `shown`, and without the values of extra headers."""
+    tree = shown(tree)
     parameters = (tree.get("judge") or {}).get("parameters") or {}
     headers = parameters.get("extra_headers")
     if isinstance(headers, dict):
         parameters["extra_headers"] = dict.fromkeys(headers, HIDDEN)
     return tree
+
+
+def shown(value: Any) -> Any:
+    """A copy of `value`, of whatever JSON holds, without users and passwords in URLs, and without what stands
+    under the name of a secret."""
+    if isinstance(value, dict):
+        return {name: (_hidden if secret(str(name)) else shown)(one) for name, one in value.items()}
+    return [shown(one) for one in value] if isinstance(value, list) else urls(value)
+
+
+def _hidden(value: Any) -> Any:
+    """`value` with `HIDDEN` in the place of every text and number in it."""
+    if isinstance(value, dict):
+        return {name: _hidden(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_hidden(one) for one in value]
+    return value if value is None or isinstance(value, bool) else HIDDEN
 
 
 def urls(value: Any) -> Any:

@@ -14,10 +14,10 @@ from lr_ray.config import Config
 from lr_ray.flow import SAVING, blocks, flow, saved
 from lr_ray.judge.actor import judge_stage
 from lr_ray.llm.spending import Stopped
-from lr_ray.placement import DATA_TASKS, Need, require
+from lr_ray.placement import DATA_TASKS, Groups, Need, require
 from lr_ray.rows import Packed, pack
 from lr_ray.runtime import Watch
-from lr_ray.sampling import bundles, sample_stage
+from lr_ray.sampling import need, sample_stage
 from lr_ray.store import Store
 
 if TYPE_CHECKING:
@@ -65,11 +65,12 @@ def rollout(
         config = _fitted(config, engines, judge)
         stage = name or " and ".join(["sampling"] * engines + ["judging"] * judge)
         counted = ("judged", "failed") if judge else ("sampled", "failed")
-        with watch.display.stage(stage, len(fresh) + len(waiting), counted):
+        with watch.display.stage(stage, len(fresh) + len(waiting), counted), Groups() as groups:
             if engines:
                 watch.display.note("starting vLLM")
             work = _Work(fresh, waiting, engines)
-            stopped = flow(_dataset(config, store, work, watch, judge), counts, watch, engines)
+            dataset = _dataset(config, store, work, watch, groups, judge=judge)
+            stopped = flow(dataset, counts, watch, engines)
         if stopped:
             done = f"{counts['judged']} prompts were judged now, {counts['done']} were done before"
             raise Stopped(f"{stopped}; {done}; what is paid is kept, the same command goes on from there")
@@ -96,9 +97,7 @@ def _fitted(config: Config, engines: bool, judge: bool) -> Config:
     """The config with as many actors as the cluster holds."""
     needs = {"saving": SAVING, "Ray Data": DATA_TASKS}
     if engines:
-        sampling, workers = config.sampling, bundles(config.sampling)
-        each = {"CPU": sampling.num_cpus, "GPU": sampling.num_gpus, **sampling.resources}
-        needs["sampling"] = Need("sampling", sampling.actors, each, workers)
+        needs["sampling"] = need(config.sampling)
     if judge:
         each = {"CPU": config.judge.num_cpus, **config.judge.resources}
         needs["judge"] = Need("judging", config.judge.actors, each)
@@ -112,7 +111,9 @@ def _fitted(config: Config, engines: bool, judge: bool) -> Config:
     )
 
 
-def _dataset(config: Config, store: Store, work: _Work, watch: Watch, judge: bool) -> "ray.data.Dataset":
+def _dataset(
+    config: Config, store: Store, work: _Work, watch: Watch, groups: Groups, *, judge: bool
+) -> "ray.data.Dataset":
     """The pipeline; its rows are `{prompt_id, kind, reason}` of what was saved last, or left."""
     load = functools.partial(_load, template=config.data.prompt_template, store=store)
     parts = []
@@ -123,7 +124,7 @@ def _dataset(config: Config, store: Store, work: _Work, watch: Watch, judge: boo
         ]
         part = blocks([dict(pack("pointer", place)) for place in places])
         if work.engines:
-            part = sample_stage(part, config, load, watch.tally)
+            part = sample_stage(part, config, groups, load, watch.tally)
             part = saved(part, store, keep=judge)
         parts.append(part)
     if work.waiting:
@@ -133,7 +134,7 @@ def _dataset(config: Config, store: Store, work: _Work, watch: Watch, judge: boo
     if not judge:
         return dataset
     dataset = judge_stage(dataset, config, store, watch.tally, load)
-    return saved(dataset, store, keep=False)
+    return saved(dataset, store, keep=False, again=True)
 
 
 def _load(place: dict[str, Any], template: str, store: Store) -> Packed:

@@ -238,14 +238,6 @@ class Synthesized(Composed):
     usage: Usage
 
 
-class Failed(TypedDict):
-    """A row that failed for good at `stage`; `reason` is one sentence."""
-
-    prompt_id: str
-    stage: str
-    reason: str
-
-
 Kind = Literal[
     "pointer",
     "prompt",

@@ -37,6 +37,15 @@ def start() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def beside() -> Any:
+    """The strategy of an actor that shares this process's fate: on its node, and gone with it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # Where an actor takes no resources, Ray 2.60 does not heed a soft one.
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 class Watch:
     """What a stage shows itself with: the tally that actors add to, and the display that reads it."""
 
@@ -53,7 +62,8 @@ def watch(prices: Prices, run: str = "") -> Iterator[Watch]:
     """
     import ray
 
-    tally: Any = ray.remote(Tally).options(num_cpus=0).remote(run, prices)
+    # A run should outlive any node but the driver's.
+    tally: Any = ray.remote(Tally).options(num_cpus=0, scheduling_strategy=beside()).remote(run, prices)
     try:
         with Display(None, prices, poll=lambda: ray.get(tally.snapshot.remote(), timeout=10)) as display:
             yield Watch(tally, display)

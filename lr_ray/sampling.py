@@ -7,6 +7,7 @@ Placement of tensor and pipeline parallel engines, and the exit of an actor whos
 """
 
 import asyncio
+import hashlib
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lr_ray import journal, models
 from lr_ray.config import Config
 from lr_ray.config import Sampling as Settings
+from lr_ray.placement import Groups, Need
 from lr_ray.rows import Candidate, Load, Message, Packed, Prompt, Sampled, failed, opened, pack, unpack
 
 if TYPE_CHECKING:
@@ -35,8 +37,8 @@ class Sampler:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         options: dict[str, Any] = {"enable_prefix_caching": True, **settings.engine}
-        if bundles(settings) > 1:
-            options.setdefault("distributed_executor_backend", "ray")
+        if _by_ray(settings):
+            options["distributed_executor_backend"] = "ray"
         arguments = AsyncEngineArgs(model=models.local(settings.model), **options)
         self.engine = AsyncLLM.from_engine_args(arguments)
         self.tokenizer: Any = self.engine.get_tokenizer()
@@ -66,7 +68,9 @@ class Sampler:
         return pack("sampled", sampled)
 
     async def _sample(self, prompt: Prompt, token_ids: list[int], truncated: bool) -> Sampled:
-        outputs = await asyncio.gather(*(self._generate(token_ids) for _ in range(self.settings.n)))
+        outputs = await asyncio.gather(
+            *(self._generate(token_ids, seed) for seed in seeds(self.settings, prompt["prompt_id"]))
+        )
         candidates: list[Candidate] = [
             {"index": index, "text": output.outputs[0].text, "finish_reason": output.outputs[0].finish_reason}
             for index, output in enumerate(outputs)
@@ -80,17 +84,17 @@ class Sampler:
             sampled_at=time.time(),
         )
 
-    async def _generate(self, token_ids: list[int]) -> Any:
+    async def _generate(self, token_ids: list[int], seed: int | None) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self.requests += 1
-        # No seed: on CPU a seeded request kills the engine ("CPU Generator does not use offset").
         parameters = SamplingParams(
             temperature=self.settings.temperature,
             top_p=self.settings.top_p,
             max_tokens=self.settings.max_tokens,
+            seed=seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         try:
@@ -127,6 +131,14 @@ class Sampler:
         # Without it the engine's own processes outlive the actor.
         if hasattr(self, "engine"):
             self.engine.shutdown()
+
+
+def seeds(settings: Settings, prompt_id: str) -> list[int | None]:
+    """A seed for each candidate of a prompt, or none."""
+    if settings.seed is None:
+        return [None] * settings.n
+    named = (f"{settings.seed}/{index}/{prompt_id}".encode() for index in range(settings.n))
+    return [int.from_bytes(hashlib.sha256(name).digest()[:4], "big") for name in named]
 
 
 def fit(
@@ -181,26 +193,30 @@ def check_model(model: str, key: str) -> None:
         raise ValueError(f"{key}: {model}: no config.json in this model folder")
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not tokenizer.chat_template:
         raise ValueError(f"{key}: {model}: its tokenizer has no chat template")
 
 
 def sample_stage(
-    dataset: "ray.data.Dataset", config: Config, load: Load | None = None, tally: Any = None
+    dataset: "ray.data.Dataset",
+    config: Config,
+    groups: Groups,
+    load: Load | None = None,
+    tally: Any = None,
 ) -> "ray.data.Dataset":
     """Rows of kind "prompt", or pointers to such for `load` → "sampled" or "failed", on `sampling.actors`
-    engines."""
+    engines, whose placement is in `groups` for as long as the rows flow."""
     import ray.data
 
-    settings = config.sampling
-    workers = bundles(settings)
-    placement: dict[str, Any] = {"num_gpus": settings.num_gpus * workers or None}
-    if workers > 1 and settings.engine.get("distributed_executor_backend", "ray") == "ray":
+    settings, asked = config.sampling, need(config.sampling)
+    placement: dict[str, Any]
+    if _by_ray(settings):
         # vLLM's Ray executor takes its workers from the actor's placement group.
-        placement = {"ray_remote_args_fn": lambda: _place(settings, workers)}
+        placement = {"ray_remote_args_fn": lambda: groups.options(asked)}
     else:
-        placement |= {"num_cpus": settings.num_cpus, "resources": dict(settings.resources)}
+        placement = {"num_cpus": asked.each["CPU"], "num_gpus": asked.each["GPU"] or None}
+        placement["resources"] = dict(settings.resources)
     sampler: Any = Sampler  # an async callable class, which map takes and its annotation forgets
     return dataset.map(
         sampler,
@@ -218,22 +234,25 @@ def sample_stage(
     )
 
 
-def bundles(settings: Settings) -> int:
+def need(settings: Settings) -> Need:
+    """What the engines ask Ray for: an actor each, or for vLLM's Ray executor a bundle a worker."""
+    workers, each = _workers(settings), {"CPU": settings.num_cpus, "GPU": settings.num_gpus}
+    if _by_ray(settings):
+        # That executor takes bundles with a GPU alone.
+        each = {"CPU": settings.num_cpus or 1.0, "GPU": settings.num_gpus or 1.0, **settings.resources}
+        return Need("sampling", settings.actors, each, workers)
+    each = {**each, "GPU": settings.num_gpus * workers, **settings.resources}
+    return Need("sampling", settings.actors, each)
+
+
+def _workers(settings: Settings) -> int:
     """Workers of one engine, each on `num_gpus` GPUs."""
     sizes = (settings.engine.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
     tensor, pipeline = sizes
     return tensor * pipeline
 
 
-def _place(settings: Settings, bundles: int) -> dict[str, Any]:
-    import ray.util
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-    bundle = {"GPU": settings.num_gpus or 1, "CPU": settings.num_cpus or 1, **settings.resources}
-    group = ray.util.placement_group([bundle] * bundles, strategy="PACK")
-    return {
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(
-            group, placement_group_capture_child_tasks=True
-        ),
-        "num_cpus": 0,
-    }
+def _by_ray(settings: Settings) -> bool:
+    """Whether Ray places an engine's workers, maybe on several nodes; else the engine's actor holds all."""
+    several = "ray" if _workers(settings) > 1 else None
+    return settings.engine.get("distributed_executor_backend", several) == "ray"

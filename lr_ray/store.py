@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from lr_ray import beacon
+from lr_ray import beacon, parquet
 from lr_ray.progress import say
 
 Row = dict[str, Any]
@@ -203,8 +203,8 @@ class Store:
         return where
 
     def table(self, folder: str, name: str, columns: list[str] | None = None) -> pa.Table:
-        with self.fs.open_input_file(self.path(folder, name)) as file:
-            return pq.ParquetFile(file).read(columns=columns)
+        with parquet.opened(self.fs, self.path(folder, name), f"{self.url}/{folder}/{name}") as file:
+            return file.read(columns=columns)
 
     def rows(self, folder: str, columns: list[str] | None = None) -> Iterator[Row]:
         """Every row once, with one file in memory at a time. `columns` must hold prompt_id."""

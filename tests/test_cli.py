@@ -3,6 +3,7 @@ import subprocess
 import sys
 import urllib.request
 
+import click
 import pytest
 
 from lr_ray import cli
@@ -38,6 +39,35 @@ def test_every_knob_of_the_simulated_judge_is_an_option() -> None:
     assert options - {"host", "port"} == {
         field for field in Knobs.__annotations__ if field not in ("api_key", "model")
     }
+
+
+def test_the_help_fits_80_columns_and_says_how_a_call_can_end() -> None:
+    shown = cli.cli.get_help(click.Context(cli.cli, info_name="lr-ray", terminal_width=80))
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 80
+    verbs = lines[lines.index("Commands:") + 1 :]
+    # A line that click had to cut ends with three dots, and a second line would begin with blanks.
+    assert [line.split()[0] for line in verbs] == sorted(cli.cli.commands)
+    assert all(re.search(r"[^.]\.$", line) for line in verbs)
+    for code in (cli.BAD_INPUT, cli.STOPPED, cli.INTERRUPTED):
+        assert re.search(rf"^    {code} ", shown, re.MULTILINE)
+    assert "goes on where" in shown
+
+
+@pytest.mark.parametrize("verb", sorted({*cli.cli.commands} - {"submit"}))
+def test_every_verb_says_what_it_reads_and_writes(verb: str) -> None:
+    text = cli.cli.commands[verb].help or ""
+    assert "Reads " in text
+    assert "rites " in text
+
+
+@pytest.mark.parametrize(
+    "option", ["--port=99999", "--port=-1", "--latency=-1", "--cache-blocks=-1", "--cache-block=0"]
+)
+def test_numbers_that_cannot_be_are_bad_input(option: str) -> None:
+    command = cli.cli.commands["simulate-judge"]
+    with pytest.raises(click.BadParameter, match="is not in the range"):
+        command.make_context("simulate-judge", [option])
 
 
 def test_the_simulated_judge_starts_from_the_command_line() -> None:

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lr_ray import __version__, placement, simulated
+from jobs import pipeline
+from lr_ray import __version__, cli, placement, sampling, simulated
 from lr_ray import config as configs
 from lr_ray.config import Config
 from tests import manifests
@@ -93,7 +94,9 @@ def test_ray_and_image_are_the_projects_own_versions(built: Builds) -> None:
 def test_the_job_runs_a_script_that_is_there_on_a_config_that_loads(built: Builds, tmp_path: Path) -> None:
     for folder in PIPELINES:
         (job,) = of(built[folder], "RayJob")
-        python, script, path = shlex.split(job["spec"]["entrypoint"])
+        # KubeRay puts it into a shell script of the submitter, where an operator would be that script's own.
+        assert shlex.join(shlex.split(job["spec"]["entrypoint"])) == job["spec"]["entrypoint"]
+        python, script, path, *_ = shlex.split(job["spec"]["entrypoint"])
         assert python == "python"
         assert (ROOT / script).is_file()
         (made,) = of(built[folder], "ConfigMap")
@@ -106,6 +109,26 @@ def test_the_job_runs_a_script_that_is_there_on_a_config_that_loads(built: Build
         loaded = run_config(built[folder], tmp_path)
         assert loaded.run_dir.startswith("/data/")
         assert all(p.startswith("/data/") for p in [*loaded.data.prompts, *loaded.evaluation.prompts])
+
+
+@pytest.mark.parametrize(("code", "ends"), [(0, 0), (1, 0), (2, 2), (3, 3)])
+def test_rows_that_failed_for_good_are_no_reason_for_another_try(
+    code: int, ends: int, built: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> int:
+        asked.append(command)
+        return code
+
+    monkeypatch.setattr(cli.cli, "main", run)
+    for folder in PIPELINES:
+        (job,) = of(built[folder], "RayJob")
+        _, script, *arguments = shlex.split(job["spec"]["entrypoint"])
+        assert script == "jobs/pipeline.py"
+        assert pipeline.main(arguments) == ends
+    assert pipeline.main(["c.yaml", "--verb", "judge", "judge.actors=2"]) == code
+    assert asked == [*[["run", "/config/run.yaml"]] * len(PIPELINES), ["judge", "c.yaml", "judge.actors=2"]]
 
 
 def test_a_changed_config_is_another_config_map(built: Builds) -> None:
@@ -198,12 +221,11 @@ def nodes(documents: list[Any]) -> list[placement.Resources]:
 
 def stages(loaded: Config) -> list[list[placement.Need]]:
     """What each part of the pipeline asks for, at once."""
-    sampling, judge, training = loaded.sampling, loaded.judge, loaded.training
-    engine = {"CPU": sampling.num_cpus, "GPU": sampling.num_gpus, **sampling.resources}
+    judge, training = loaded.judge, loaded.training
     worker = {"CPU": training.num_cpus, "GPU": float(training.use_gpu), **training.resources}
     judging = placement.Need("judge", judge.actors, {"CPU": judge.num_cpus, **judge.resources})
     return [
-        [placement.Need("sampling", sampling.actors, engine), judging],
+        [sampling.need(loaded.sampling), judging],
         [placement.Need("training", training.num_workers, worker)],
     ]
 
@@ -250,36 +272,12 @@ def test_the_head_does_no_work(built: Builds) -> None:
     for folder in RAY_BUILDS:
         head = next(ray_pods(built[folder]))
         assert head.start is not None
-        assert head.start["num-cpus"] == "0"
+        # Ray counts what its node has, where it is not told; and a node may have GPUs that are not the pod's.
+        assert (head.start["num-cpus"], head.start["num-gpus"]) == ("0", "0")
         assert "nvidia.com/gpu" not in head.spec["containers"][0]["resources"]["limits"]
-
-
-def test_the_image_is_pinned_and_not_root() -> None:
-    python = re.search(r"ARG PYTHON=(\S+)", DOCKERFILE)
-    assert python is not None
-    assert re.fullmatch(r"3\.11\.\d+-slim-bookworm", python[1])
-    assert "--python-version 3.11" in (ROOT / "Makefile").read_text()
-    stages_there = set(re.findall(r"^FROM \S+ AS (\S+)", DOCKERFILE, re.MULTILINE))
-    bases = set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)) - stages_there
-    assert bases == {"python:${PYTHON}"}
-    for target in ("cpu", "gpu"):
-        assert f"--target {target} " in DOCKERFILE
-        final = DOCKERFILE.split(f" AS {target}\n")[1].split("\nFROM")[0]
-        assert "\nUSER 1000:1000\n" in final
-        assert f"--require-hashes -r requirements/{target}.txt" in DOCKERFILE
-    assert "UV_COMPILE_BYTECODE=1" in DOCKERFILE
-    assert not re.search(r"index|pypi|https?:|latest|--trusted", DOCKERFILE)
-    assert "nvidia-cuda-nvcc==" in (ROOT / "requirements/gpu.txt").read_text()  # CUDA_HOME's
-
-
-def test_what_the_image_copies_is_there_and_not_ignored() -> None:
-    let = {
-        line[1:] for line in (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"
-    }
-    for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE):
-        for source in line.split()[:-1]:
-            assert (ROOT / source).exists(), source
-            assert source.rstrip("/") in let, source
+    judging = next(pod for pod in ray_pods(built["overlays/many"]) if pod.name == "judge")
+    assert judging.start is not None
+    assert judging.start["num-gpus"] == "0"
 
 
 def test_the_readme_names_what_is_there() -> None:

@@ -267,7 +267,8 @@ def test_a_run_that_was_trained_keeps_its_settings(tmp_path: Path) -> None:
     claim(beta=0.2)  # nothing is trained yet
     store.write(b"{}", "model", "config.json")
     claim(beta=0.2, num_workers=4, micro_batch_size=1)
-    with pytest.raises(ValueError, match=r"trained with training\.beta=0\.2; the config now says 0\.3"):
+    says = r"trained with training\.beta=0\.2; the config now says 0\.3: give the run another name"
+    with pytest.raises(ValueError, match=says):
         claim(beta=0.3)
 
 

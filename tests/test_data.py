@@ -1,6 +1,10 @@
 """Input in every format, and every fault of it in one sentence."""
 
+import gzip
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lr_ray import data
+from lr_ray.config import Training
+from lr_ray.store import Store
+from lr_ray.training import source
 
 TEMPLATE = "{context}\n\n{question}"
 GOOD = {"prompt_id": "a", "context": "Mira keeps copper.", "question": "What does Mira keep?"}
@@ -103,7 +110,12 @@ def test_the_authors_candidates_are_grouped_by_prompt(tmp_path: Path) -> None:
         ([[1]], "line 1: a list, not a JSON object"),
         ([{"prompt_id": "a", "messages": []}], "messages is not a list with at least one"),
         ([{"prompt_id": "a", "messages": [{"role": "assistant", "content": "x"}]}], "not the user's"),
-        ([{"prompt_id": "a", "messages": [{"role": "user", "content": "one block"}]}], "context is empty"),
+        (
+            [{"prompt_id": "a", "messages": [{"role": "user", "content": "one block"}]}],
+            "line 1: no blank line in messages parts the context from the question",
+        ),
+        ([{**GOOD, "prompt_id": 1.5}], "prompt_id .* is a number with a fraction or of over 64 bits"),
+        ([{**GOOD, "prompt_id": 10**30}], "prompt_id .* is a number with a fraction or of over 64 bits"),
         (['{"prompt_id": "a", "context": "\\ud800", "question": "q"}'], "line 1: not valid JSON"),
     ],
 )
@@ -135,8 +147,69 @@ def test_torn_last_line_is_named(tmp_path: Path) -> None:
         data.scan([str(path)])
 
 
+def test_a_line_torn_within_a_character_is_torn(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(
+        json.dumps({**GOOD, "context": "铜币"}, ensure_ascii=False).encode().split("币".encode())[0]
+    )
+    path.write_bytes(path.read_bytes() + "币".encode()[:1])
+    with pytest.raises(ValueError, match=r"line 1: not valid JSON.*torn"):
+        data.scan([str(path)])
+
+
+@pytest.mark.parametrize("how", ["utf-16", "utf-16-le", "latin-1", "gzip"])
+def test_what_is_not_utf_8_is_named(tmp_path: Path, how: str) -> None:
+    # Without a mark at its beginning, plain English in UTF-16 is UTF-8 with zeros.
+    name = "Miller" if how == "utf-16-le" else "Müller"
+    text = json.dumps({**GOOD, "context": name}, ensure_ascii=False) + "\n"
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(gzip.compress(text.encode()) if how == "gzip" else text.encode(how))
+    with pytest.raises(ValueError, match=r"p\.jsonl: line 1: not UTF-8 text \(is it compressed\?\)"):
+        data.scan([str(path)])
+
+
+@pytest.mark.parametrize("asked", ["p.jsonl.gz", "*.gz", ""])
+def test_compressed_files_are_to_be_decompressed(tmp_path: Path, asked: str) -> None:
+    (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(json.dumps(GOOD).encode()))
+    with pytest.raises(ValueError, match=r"p\.jsonl\.gz: compressed: decompress it first"):
+        data.scan([str(tmp_path / asked)])
+
+
+def broken(path: Path, how: str) -> str:
+    """A parquet file of prompts, which is damaged at the end or within a column."""
+    rows = [{**GOOD, "prompt_id": f"p{number}"} for number in range(500)]
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd", use_dictionary=False)
+    content = path.read_bytes()
+    path.write_bytes(
+        content[: len(content) // 2] if how == "torn" else content[:60] + bytes(400) + content[460:]
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize("how", ["torn", "damaged"])
+def test_a_broken_parquet_file_is_named(tmp_path: Path, how: str) -> None:
+    path = broken(tmp_path / "b.parquet", how)
+    with pytest.raises(ValueError, match=r"b\.parquet: cannot be read as parquet"):
+        data.scan([path])
+    with pytest.raises(ValueError, match=r"b\.parquet: cannot be read as parquet"):
+        data.row_at(data.Place(path, 0, 0, 0, 1))
+    if how == "torn":
+        with pytest.raises(ValueError, match=r"b\.parquet: cannot be read as parquet"):
+            source.read(Training(data=[path]), Store(str(tmp_path)))
+
+
+def test_a_hub_that_cannot_be_reached_is_told_with_what_was_asked_for() -> None:
+    url = "hf://datasets/some/where/p.jsonl"
+    code = f"from lr_ray import data\ntry: data.scan([{url!r}])\nexcept ValueError as error: print(error)"
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.startswith(f"{url}: cannot be read: ")
+
+
 @pytest.mark.parametrize("name", ["missing.jsonl", "x.csv", "none*.jsonl"])
 def test_missing_or_unknown_files(tmp_path: Path, name: str) -> None:
     (tmp_path / "x.csv").write_text("a,b")
-    with pytest.raises(ValueError, match=r"no such file|neither|no \.jsonl or \.parquet"):
+    with pytest.raises(ValueError, match=r"no such file|no \.jsonl or \.parquet"):
         data.scan([str(tmp_path / name)])

@@ -6,6 +6,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -14,23 +15,27 @@ from collections.abc import Iterator
 
 import pytest
 
+from jobs import chaos_judge
 from jobs.chaos_hosts import Campaign, Job, Judged
 from jobs.hosts.cluster import Cluster
 from jobs.hosts.network import Unavailable
+from tests.manifests import unavailable
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
 def campaign() -> Iterator[Campaign]:
-    try:
-        with Cluster() as cluster:
-            cluster.start()
-            one = Campaign(cluster)
-            one.reference()
-            yield one
-    except Unavailable as error:
-        pytest.skip(f"NOT RUN: {error}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LR_RAY_TRACEBACK", "1")  # whose lines say which lr_ray a job has run
+        try:
+            with Cluster() as cluster:
+                cluster.start()
+                one = Campaign(cluster)
+                one.reference()
+                yield one
+        except Unavailable as error:
+            unavailable(f"several hosts: {error}")
 
 
 def test_a_judge_actor_that_is_killed_loses_nothing(campaign: Campaign) -> None:
@@ -56,8 +61,31 @@ def test_a_job_ends_with_the_exit_code_of_its_verb(campaign: Campaign) -> None:
     prompts = campaign.folder / "none.jsonl"
     config = {"run_dir": str(campaign.folder / "wrong"), "data": {"candidates": [str(prompts)]}}
     job = Job(campaign.cluster, "wrong", "judge", config | {"judge": {"model": "sim"}})
+    before = len(said(campaign))
     assert job.submit().wait(120) == 2
-    assert json.dumps(str(prompts)).strip('"') in (campaign.folder / "client.log").read_text()
+    log = said(campaign)[before:]
+    assert json.dumps(str(prompts)).strip('"') in log
+    # What ran is what was sent: the package, whatever the hosts have installed.
+    files = re.findall(r'File "([^"]+/lr_ray/[^"]+)"', log)
+    assert files
+    assert all("/runtime_resources/py_modules_files/_ray_pkg_" in file for file in files), files
+
+
+def test_the_script_is_a_job_from_the_repository(campaign: Campaign) -> None:
+    """The line of README.md and of the RayJob, with the whole repository as Ray packs it."""
+    one = Judged(campaign.cluster, "script")
+    arguments = [str(one.job.file), "--verb", "judge", "--rows-may-fail"]
+    command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "jobs/pipeline.py", *arguments]
+    environment = campaign.cluster.environment() | {"RAY_API_SERVER_ADDRESS": campaign.cluster.dashboard}
+    before = len(said(campaign))
+    client = campaign.cluster.popen("client", command, environment)
+    assert client.wait(240) == 0, said(campaign)[before:][-3000:]
+    assert chaos_judge.compared(one, campaign.judged) == (0, 0, True, True)
+
+
+def said(campaign: Campaign) -> str:
+    """What clients have shown so far."""
+    return (campaign.folder / "client.log").read_text()
 
 
 def test_ctrl_c_asks_whether_the_job_stops(campaign: Campaign) -> None:

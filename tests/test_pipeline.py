@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from lr_ray import config, pipeline, preflight
+from lr_ray.data import Place, Pointer
 from lr_ray.schemas import JUDGED
 from lr_ray.store import Store
+
+POLICY = str(Path(__file__).parents[1] / "jobs" / "demo" / "policy")
 
 
 def settings(tmp_path: Path, **sections: Any) -> config.Config:
@@ -64,6 +67,21 @@ def test_pairs_are_made_again_when_the_rules_change_until_they_were_trained_on(t
         paired(tmp_path, margin=0)
 
 
+def test_pairs_of_prompts_that_the_config_does_not_name_now_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is judged makes pairs, whatever the inputs are now; where these are known, it is said."""
+    Store(str(tmp_path / "run")).write_rows("judged", [judged("a", [2, 8]), judged("b", [2, 9])], JUDGED)
+    pointers = [Pointer(one, Place("p.jsonl", -1, 0, 0, 1), []) for one in ("a", "c")]
+    asked = settings(tmp_path, pairs={"min_candidates": 2})
+    run = pipeline.Run(asked, None, preflight.Found(prompts=pointers))  # type: ignore[arg-type]
+    run.pairs()
+    assert set(run.store.index("pairs")) == {"a", "b"}
+    assert "pairs: 1 of 2 judged prompts are not in data.prompts now" in capsys.readouterr().err
+    paired(tmp_path)
+    assert "not in data.prompts" not in capsys.readouterr().err
+
+
 def test_a_run_directory_keeps_to_what_its_rows_were_made_with(tmp_path: Path) -> None:
     preflight.claim(settings(tmp_path, sampling={"n": 4}))
     preflight.claim(settings(tmp_path, sampling={"n": 5}))  # nothing was sampled yet
@@ -84,6 +102,61 @@ def test_an_evaluation_keeps_to_what_its_rows_were_made_with(tmp_path: Path) -> 
         preflight.claim(settings(tmp_path, evaluation={"model": "three"}, judge=asked))
     with pytest.raises(ValueError, match=r"judge\.model=''; the config now says 'other'"):
         preflight.claim(settings(tmp_path, evaluation={"model": "two"}, judge={**asked, "model": "other"}))
+
+
+def trained(store: Store) -> None:
+    store.write(b"{}", "checkpoints", "step-00000100-abc", "complete.json")
+
+
+def test_a_model_keeps_to_what_it_learned_with(tmp_path: Path) -> None:
+    def claim(pairs: Any = None, **training: Any) -> None:
+        sections = {"sampling": {"model": "/m/start"}, "pairs": pairs or {}, "training": training}
+        preflight.claim(settings(tmp_path, **sections))
+
+    store = Store(str(tmp_path / "run"))
+    claim(beta=0.1)
+    store.write(b"", "checkpoints", "ray", "state.json")
+    claim(beta=0.2)  # nothing is learned yet
+    trained(store)
+    claim(beta=0.2, num_workers=4, batch_size=16, report_to=[], gradient_checkpointing=True)
+    claim(beta=0.2, deepspeed={"zero_optimization": {"stage": 3}}, model="/m/start")
+    saved = store.read("config.yaml")
+    for says, pairs, changes in (
+        (r"training\.beta=0\.2; the config now says 0\.3: use another run_dir", {}, {"beta": 0.3}),
+        (
+            r"training\.model='/m/start'; the config now says '/m/other'",
+            {},
+            {"beta": 0.2, "model": "/m/other"},
+        ),
+        (r"training\.deepspeed=\{\}", {}, {"beta": 0.2, "deepspeed": {"optimizer": {"type": "Lamb"}}}),
+        (r"pairs\.margin=0\.0; the config now says 2\.0", {"margin": 2}, {"beta": 0.2}),
+    ):
+        with pytest.raises(ValueError, match=f"run was trained with {says}"):
+            claim(pairs, **changes)
+    assert store.read("config.yaml") == saved
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_rules_of_pairs_may_change_where_they_were_not_learned_from(tmp_path: Path, method: str) -> None:
+    given = {"method": method, "data": ["rows.jsonl"]}
+    preflight.claim(settings(tmp_path, training=given))
+    Store(str(tmp_path / "run")).write(b"{}", "model", "config.json")
+    preflight.claim(settings(tmp_path, training=given, pairs={"margin": 2}))
+    with pytest.raises(ValueError, match=r"training\.data=\['rows\.jsonl'\]; the config now says"):
+        preflight.claim(settings(tmp_path, training={**given, "data": ["other.jsonl"]}))
+
+
+def test_secrets_may_change_and_what_stands_beside_them_may_not(tmp_path: Path) -> None:
+    def claim(key: str, level: int) -> None:
+        parameters = {"extra_query": {"api_key": key, "level": level}}
+        preflight.claim(settings(tmp_path, judge={"parameters": parameters}))
+
+    claim("one", 1)
+    Store(str(tmp_path / "run")).write_rows("judged", [judged("a", [2, 8])], JUDGED)
+    claim("two", 1)
+    with pytest.raises(ValueError, match=r"'level': 1.*; the config now says .*'level': 2") as caught:
+        claim("two", 2)
+    assert "two" not in str(caught.value)
 
 
 def test_rows_judged_with_other_prompts_are_not_added_to(
@@ -118,10 +191,42 @@ def test_inputs_are_checked_once_and_handed_on(tmp_path: Path) -> None:
         preflight.check(settings(tmp_path), ("sample",))
 
 
-def test_a_report_alone_needs_no_ray(tmp_path: Path) -> None:
-    Store(str(tmp_path / "run")).write_rows("judged", [judged("a", [2, 8])], JUDGED)
-    assert pipeline.execute(settings(tmp_path), ("report",)) == 0
+def test_a_report_alone_needs_no_ray_and_leaves_the_config_alone(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "run"))
+    store.write_rows("judged", [judged("a", [2, 8])], JUDGED)
+    with pytest.raises(ValueError, match=r"run: not a run directory, it has no config\.yaml"):
+        pipeline.execute(settings(tmp_path), ("report",))
+    preflight.claim(settings(tmp_path))
+    saved = store.read("config.yaml")
+    assert pipeline.execute(settings(tmp_path, training={"beta": 3.0}), ("report",)) == 0
     assert (tmp_path / "run" / "report.html").exists()
+    assert store.read("config.yaml") == saved
+
+
+@pytest.mark.parametrize(
+    ("stage", "sections", "says"),
+    [
+        (
+            "train",
+            {"training": {"model": "/no/start"}},
+            "training.model or sampling.model: /no/start: no such",
+        ),
+        (
+            "evaluate",
+            {"evaluation": {"baseline": "/no/b"}},
+            "evaluation.baseline .*: /no/b: no such model folder",
+        ),
+        ("evaluate", {"evaluation": {"model": "./no"}}, "evaluation.model: ./no: no such model folder"),
+    ],
+)
+def test_a_model_that_is_not_there_is_found_before_anything_is_paid(
+    tmp_path: Path, stage: str, sections: dict[str, Any], says: str
+) -> None:
+    ruler = {"benchmarks": [{"kind": "ruler", "tasks": ["single"], "lengths": [600], "cases": 1}]}
+    base = {"sampling": {"model": POLICY}, "evaluation": ruler if stage == "evaluate" else {}}
+    merged = {**base, **{name: {**base.get(name, {}), **given} for name, given in sections.items()}}
+    with pytest.raises(ValueError, match=says):
+        preflight.check(settings(tmp_path, **merged), (stage,))
 
 
 def test_retry_failed_with_nothing_failed_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

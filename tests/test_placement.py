@@ -57,3 +57,5 @@ def test_on_ray(capsys: pytest.CaptureFixture[str]) -> None:
         r"Ray has 4 CPU on 1 node; ",
     ):
         require([Need("training", 4, {"CPU": 1.0}, flexible=False), DATA_TASKS])
+    with pytest.raises(ValueError, match=r"sampling 1 x \(2 x 3 CPU\) are asked for, Ray has 4 CPU"):
+        require([Need("sampling", 1, {"CPU": 3.0}, bundles=2)])

@@ -5,6 +5,7 @@ import json
 import random
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,16 @@ def test_what_succeeds_or_fails_anew_leaves_the_old_files(tmp_path: Path) -> Non
     assert sorted(store.index("failed")) == ["b", "c", "d"]
 
 
+def test_what_failed_in_sampling_is_saved_once(tmp_path: Path) -> None:
+    packed = pa.Table.from_pylist([rows.failed("a", "sample", "too long"), rows.failed("b", "judge", "ill")])
+    store = Store(str(tmp_path))
+    flow._save(packed, store, keep=False, again=True)
+    assert [row["prompt_id"] for row in store.rows("failed")] == ["b"]
+    # Where nothing comes after sampling there is one chance.
+    flow._save(packed.slice(0, 1), store, keep=False)
+    assert sorted(row["prompt_id"] for row in store.rows("failed")) == ["a", "b"]
+
+
 def test_rows_that_are_left_are_saved_nowhere_and_say_why(tmp_path: Path) -> None:
     from tests.test_pipeline import judged
 
@@ -242,6 +253,32 @@ def test_engines_do_not_work_on_for_a_judge_that_stopped(ray_cluster: None, tmp_
     done = len(list(tmp_path.iterdir()))
     time.sleep(2)
     assert len(list(tmp_path.iterdir())) == done < 400
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_why_the_judge_stopped_is_known_without_the_tally() -> None:
+    import ray
+
+    from lr_ray.progress import Display, Tally
+    from lr_ray.runtime import Watch
+
+    tally: Any = ray.remote(Tally).options(num_cpus=0).remote()
+    ray.kill(tally)
+    left = {"prompt_id": "p", "kind": "left", "reason": "the budget"}
+
+    class Slow:
+        """Rows as a dataset gives them, over more seconds than the counters lag."""
+
+        def iter_rows(self) -> Iterator[dict[str, Any]]:
+            yield left
+            time.sleep(flow.SETTLED + 0.1)
+            yield left
+            raise AssertionError("engines work on")
+
+    watch = Watch(tally, Display(None, config.Prices()))
+    rows_left: Any = Slow()
+    assert flow.flow(rows_left, {}, watch, engines=True) == "the budget"
 
 
 def judge_together(asked: config.Config, actors: int, already: float = 0.0) -> list[rows.Packed]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from lr_ray import sampling
+from lr_ray import config, sampling
 
 POLICY = Path(__file__).parents[1] / "jobs" / "demo" / "policy"
 
@@ -18,6 +18,17 @@ def tokenizer() -> Any:
 
 def conversation(text: str) -> list[Any]:
     return [{"role": "user", "content": text}]
+
+
+def test_each_candidate_has_a_seed_of_its_own() -> None:
+    def made(seed: int | None, prompt_id: str) -> list[int | None]:
+        return sampling.seeds(config.Sampling(n=3, seed=seed, num_gpus=1), prompt_id)
+
+    assert made(None, "a") == [None] * 3
+    assert made(42, "a") == made(42, "a")
+    assert len({*made(42, "a"), *made(42, "b"), *made(43, "a")}) == 9
+    with pytest.raises(ValueError, match="seed needs num_gpus"):
+        config.Sampling(seed=42)
 
 
 def test_what_fits_is_left_alone(tokenizer: Any) -> None:

@@ -131,16 +131,6 @@ def score_truth(answer: str, truth: Truth) -> float:
     return sum(said[name] == {truth[name]} for name in truth) / max(len(truth), len(facts))
 
 
-def kind_of(answer: str, truth: Truth) -> Kind:
-    """The kind of an answer by ground truth; wrong outweighs off the point, which outweighs incomplete."""
-    facts = _facts(answer)
-    if any(fact and truth.get(fact[0], fact[1]) != fact[1] for fact in facts):
-        return "wrong"
-    if any(fact is None or fact[0] not in truth for fact in facts):
-        return "off_point"
-    return "good" if {fact[0] for fact in facts if fact} == set(truth) else "incomplete"
-
-
 def _facts(text: str) -> list[tuple[str, str] | None]:
     """(name, value) of each sentence, None for one that states no fact."""
     sentences = filter(None, (part.strip() for part in text.split(".")))

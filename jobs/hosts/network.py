@@ -42,8 +42,9 @@ class Network:
         self.folder = Path()
 
     def __enter__(self) -> Self:
-        if os.geteuid() != 0 or not shutil.which("ip") or not os.path.exists("/dev/net/tun"):
-            raise Unavailable("namespaces need root, the command ip and /dev/net/tun")
+        tools = all(map(shutil.which, ("ip", "setpriv", "unshare")))
+        if os.geteuid() != 0 or not tools or not os.path.exists("/dev/net/tun"):
+            raise Unavailable("namespaces need root, the commands ip, setpriv and unshare, and /dev/net/tun")
         self.folder = Path(tempfile.mkdtemp(prefix="lrh"))
         try:
             self._build()
@@ -99,9 +100,10 @@ class Network:
     ) -> subprocess.Popen[Any]:
         """Run `command` on a host, its output in `folder`/NAME.log.
 
-        As a `machine` it has processes, a host name, /tmp/ray and /dev/shm of its own and ends as a whole.
+        As a `machine` it has processes, a host name, /tmp/ray and /dev/shm of its own and ends as a whole. It
+        ends with the thread that calls this, at the latest.
         """
-        start = ["ip", "netns", "exec", self._prefix + name]
+        start = ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self._prefix + name]
         if machine:
             private = self.folder / f"{name}-ray"
             private.mkdir(exist_ok=True)

@@ -2,11 +2,11 @@
 
 from pydantic import Field
 
-from lr_ray.config.section import Section
+from lr_ray.config.section import Paths, Section
 
 
 class Agreement(Section):
-    pairs: list[str] = []
+    pairs: Paths = []
     """Labelled pairs: jsonl or parquet with prompt_id, context, question, chosen, rejected; or in the form of
     RewardBench, RewardBench 2, Long-RewardBench, the authors' pairs or ours (pairs/)."""
     attacks: bool = False

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from lr_ray.config.parameters import checked
-from lr_ray.config.section import Resources, Section
+from lr_ray.config.section import Paths, Resources, Section
 
 DIMENSIONS = ("helpfulness", "logicality", "faithfulness", "completeness")
 
@@ -110,7 +110,7 @@ class Judge(Section):
     """How a statement finds its passages."""
     repeats: Repeats = Repeats()
     """More samples of the ratings where one would not decide (not in the paper)."""
-    reuse: list[str] = []
+    reuse: Paths = []
     """Other run directories whose paid answers are taken where the question is the same, as after a change
     of weights or rules of pairs; they are only read, and what is taken is copied."""
     prices: Prices = Prices()

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from lr_ray.config.section import Resources, Section
+from lr_ray.config.section import Paths, Resources, Section
 
 
 class Srm(Section):
@@ -34,7 +34,7 @@ class Direct(Section):
 
 
 class Contrast(Section):
-    candidates: list[str] = []
+    candidates: Paths = []
     """A stronger model's answers to the same prompts: ours or the authors' format, as data.candidates."""
 
 

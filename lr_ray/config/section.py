@@ -1,9 +1,24 @@
 """What all sections of a config are, and the small ones."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+
+def _several(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Paths = Annotated[list[str], BeforeValidator(_several)]
+"""A list of paths; a lone one may stand without brackets."""
 Resources = dict[str, Annotated[float, Field(gt=0)]]
 Reward = Literal[
     "longreward",
@@ -22,11 +37,29 @@ Reward = Literal[
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where pydantic would take them for 1 and 0."""
+        assert info.field_name
+        kind = cls.model_fields[info.field_name].annotation
+        if kind is not bool and any(isinstance(one, bool) for one in _inside(value, kind)):
+            raise ValueError("takes no true or false (YAML reads on, off, yes and no as such: quote them)")
+        return value
+
+
+def _inside(value: Any, kind: Any) -> list[Any]:
+    """The value itself, or what it holds as a list, or as a mapping whose values have a type."""
+    if isinstance(value, dict):
+        return [] if get_origin(kind) is not dict or Any in get_args(kind) else list(value.values())
+    return value if isinstance(value, list) else [value]
+
 
 class Data(Section):
-    prompts: list[str] = []
-    """Prompt files (jsonl or parquet): paths or globs, local or s3://, gs://, hf://datasets/…"""
-    candidates: list[str] = []
+    prompts: Paths = []
+    """Prompt files (jsonl or parquet): paths or globs, local or s3://, gs://, hf://datasets/…; one may stand
+    alone, without brackets, as in every list of paths."""
+    candidates: Paths = []
     """Answers sampled elsewhere, to be judged: ours or the authors' format. Replaces sampling."""
     prompt_template: str = "{context}\n\n{question}"
     """The user message made of a prompt's context and question; not used for rows with `messages`."""
@@ -50,6 +83,9 @@ class Sampling(Section):
     """Nucleus sampling; 1.0 is off."""
     max_tokens: int = Field(1024, ge=1)
     """Longest candidate, in tokens."""
+    seed: int | None = None
+    """Makes each candidate's seed, with the prompt's id and its index (the authors: 42); none: not seeded.
+    Only on GPUs: vLLM's CPU engine cannot."""
     truncate: Literal["refuse", "middle"] = "refuse"
     """A prompt over the model's window goes to `failed/` (refuse) or keeps its head and tail (middle)."""
     actors: int = Field(1, ge=1)
@@ -57,7 +93,7 @@ class Sampling(Section):
     num_cpus: float = Field(0.5, ge=0)
     """Ray CPUs an engine takes."""
     num_gpus: float = Field(0, ge=0)
-    """GPUs an engine takes; for tensor parallelism the engine places its own workers."""
+    """GPUs a worker takes; an engine has tensor_parallel_size times pipeline_parallel_size workers."""
     resources: Resources = {}
     """Resources of your own that an engine takes, as {lr_sampling: 1}: it runs where nodes declare them."""
     rows_in_flight: int = Field(32, ge=1)
@@ -66,6 +102,12 @@ class Sampling(Section):
     """vLLM engine arguments under their own names (dtype, max_model_len, tensor_parallel_size, …)."""
     env: dict[str, str] = {}
     """Environment of the engine's process, as VLLM_CPU_KVCACHE_SPACE."""
+
+    @model_validator(mode="after")
+    def _seeded(self) -> Self:
+        if self.seed is not None and not self.num_gpus:
+            raise ValueError("seed needs num_gpus: a seeded request kills vLLM's CPU engine")
+        return self
 
 
 class Pairs(Section):

@@ -4,11 +4,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lr_ray.config.section import Resources, Section
+from lr_ray.config.section import Paths, Resources, Section
 
 
 class Mix(Section):
-    data: Annotated[list[str], Field(min_length=1)]
+    data: Annotated[Paths, Field(min_length=1)]
     """Short-context pairs in TRL's preference format: jsonl or parquet with prompt, chosen and rejected, as
     text or as messages."""
     ratio: float = Field(0.2, gt=0, lt=1)
@@ -20,7 +20,7 @@ class Training(Section):
     """Preference training on pairs, or supervised fine-tuning on `data`."""
     model: str | None = None
     """Folder to start from; none: sampling.model."""
-    data: list[str] = []
+    data: Paths = []
     """Pairs (dpo) or jsonl rows with `messages` (sft); none for dpo: the run's own pairs."""
     mix: Mix | None = None
     """Short-context pairs (dpo) learned beside the long ones; none: none."""
@@ -94,6 +94,14 @@ class Training(Section):
     """Where metrics go besides metrics.jsonl."""
     seed: int = 0
     """Order of the data and everything random in training."""
+
+    @model_validator(mode="after")
+    def _blocks(self) -> Self:
+        for name in ("zero_optimization", "bf16", "fp16", "optimizer"):
+            block = self.deepspeed.get(name, {})
+            if not isinstance(block, dict):
+                raise ValueError(f"deepspeed.{name} is {block!r}, not a mapping as DeepSpeed has it")
+        return self
 
     @model_validator(mode="after")
     def _loss(self) -> Self:

@@ -43,7 +43,9 @@ def measure(tokenizer: str | None) -> Measure:
 def _of_tokenizer(folder: str) -> Measure:
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(models.local(folder, weights=False))
+    tokenizer: Any = AutoTokenizer.from_pretrained(
+        models.local(folder, weights=False), trust_remote_code=False
+    )
     if not tokenizer.is_fast:
         raise ValueError(f"judge.tokenizer: {folder} has no fast tokenizer, which knows where its tokens lie")
 

@@ -35,7 +35,7 @@ def check(settings: Srm) -> None:
         raise ValueError(f"{KEY}: {settings.model}: no config.json in this model folder")
     from transformers import AutoConfig
 
-    shape: Any = AutoConfig.from_pretrained(folder)
+    shape: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     _label(shape, settings)
 
 
@@ -62,10 +62,13 @@ class RewardModel:
         self._torch, self._settings = torch, settings
         folder = models.local(settings.model)
         self._device = "cuda" if settings.num_gpus else "cpu"
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         # Weights that are not there would be drawn at random, with a warning only.
         model, found = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype="auto" if settings.num_gpus else torch.float32, output_loading_info=True
+            folder,
+            dtype="auto" if settings.num_gpus else torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
         if found["missing_keys"]:
             names = ", ".join(sorted(found["missing_keys"])[:3])

@@ -14,7 +14,6 @@ from torch.backends import cuda
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
-Spans = tuple[tuple[int, ...], ...]
 # Rows of a call that needs a mask: bounds the mask to this many rows of the keys in reach.
 _BLOCK = 1024
 

@@ -61,7 +61,7 @@ def load(folder: str, dtype: torch.dtype) -> Any:
         ValueError: it cannot be loaded.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: no model to load: {' '.join(str(error).split())}") from error
 

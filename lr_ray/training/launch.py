@@ -91,10 +91,11 @@ def check(config: Config) -> Config:
     Raises:
         ValueError: settings that contradict each other, a model without chat template, unusable data.
     """
-    from lr_ray.training import folder, source, zero
+    from lr_ray.training import folder, known, source, zero
     from lr_ray.training.tokens import Encoder
 
     training = config.training
+    known.check(training.deepspeed, use_gpu=training.use_gpu)
     zero.settings(training, bf16=False)
     source.check(training)
     if training.lora is not None:
@@ -124,7 +125,7 @@ def _computes(model: str, training: Training) -> None:
 
     from lr_ray.training import logps, sequence
 
-    shape = AutoConfig.from_pretrained(model)
+    shape = AutoConfig.from_pretrained(model, trust_remote_code=False)
     logps.refuse(shape)
     together = training.sequence_parallel_size
     refusal = sequence.unsupported(shape, together) if together > 1 else None

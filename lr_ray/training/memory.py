@@ -54,7 +54,7 @@ def step(
     size = 2 if bf16 else 4
     # Mixed precision keeps float32 weights beside Adam's two moments (ZeRO, arXiv 1910.02054, sec. 3.1).
     states = (12 if bf16 else 8) * trained / (workers if stage >= 1 else 1)
-    offloaded = zero.get("offload_optimizer", {}).get("device") == "cpu"
+    offloaded = (zero.get("offload_optimizer") or {}).get("device") == "cpu"
     tokens_here = tokens / training.sequence_parallel_size
     kept, working = activations(
         config, tokens_here, size, training.gradient_checkpointing, training.tiled_mlp

@@ -6,9 +6,8 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from lr_ray import data
+from lr_ray import data, parquet
 from lr_ray.config import Training
 from lr_ray.store import Store, filesystem
 from lr_ray.training.preference import conversational
@@ -102,14 +101,12 @@ def check(training: Training) -> None:
 
 
 def _table(url: str, method: str) -> pa.Table:
-    fs, path = filesystem(url)
-    with fs.open_input_file(path) as file:
-        parquet = pq.ParquetFile(file)
-        there = parquet.schema_arrow.names
+    with parquet.opened(*filesystem(url), url) as file:
+        there = file.schema_arrow.names
         missing = [column for column in _NEEDED[method] if column not in there]
         if missing:
             raise ValueError(f"{url}: no column {', '.join(missing)}")
-        return parquet.read(columns=[name for name in _NEEDED[method] + _USED[method] if name in there])
+        return file.read(columns=[name for name in _NEEDED[method] + _USED[method] if name in there])
 
 
 def _lines(url: str) -> list[tuple[int, bytes]]:

@@ -25,7 +25,7 @@ class Encoder:
 
     def __init__(self, folder: str) -> None:
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"{folder}: no tokenizer to load: {' '.join(str(error).split())}") from error
         if not tokenizer.chat_template:

@@ -59,15 +59,16 @@ def settings(training: Training, *, bf16: bool) -> dict[str, Any]:
                 f"training.deepspeed.{key} {user[key]} contradicts training.batch_size, micro_batch_size "
                 f"and num_workers, which make it {ours[key]}"
             )
-    if user.get("zero_optimization", {}).get("offload_optimizer", {}).get("device") == "nvme":
+    offload = user.get("zero_optimization", {}).get("offload_optimizer") or {}
+    device = offload.get("device", "none")
+    if device == "nvme":
         raise ValueError("training.deepspeed: an optimizer offloaded to nvme cannot be checkpointed here")
     if "scheduler" in user:
         raise ValueError("training.deepspeed.scheduler: the schedule is training.lr_scheduler_type's")
     if "optimizer" not in user:
         parameters = {"lr": training.learning_rate, "betas": list(training.adam_betas)}
         # Offloaded states need DeepSpeed's own CPU Adam; elsewhere torch's needs no compiler.
-        offloaded = "offload_optimizer" in user.get("zero_optimization", {})
-        ours["optimizer"] = {"type": "AdamW", "params": {**parameters, "torch_adam": not offloaded}}
+        ours["optimizer"] = {"type": "AdamW", "params": {**parameters, "torch_adam": device == "none"}}
     _precision_is_ours(training)
     return {**ours, **user, "bf16": {**user.get("bf16", {}), **ours["bf16"]}}
 
