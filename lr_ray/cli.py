@@ -34,6 +34,7 @@ def cli() -> None:
       1    some rows failed for good: failed/ says why, retry-failed takes them up
       2    bad input or config, in one sentence
       3    stopped by an error, or early (budget, error rate)
+      4    submit alone: the cluster is out of reach, the job may go on
       130  interrupted
     LR_RAY_TRACEBACK=1 shows the stack of an error.
     """

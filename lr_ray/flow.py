@@ -5,6 +5,7 @@ saved nowhere, and the flow ends.
 """
 
 import functools
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -50,10 +51,12 @@ def flow(dataset: "ray.data.Dataset", counts: dict[str, int], watch: Watch, engi
 def _in_flight(watch: Watch) -> float:
     """Calls that have no answer yet; none where the tally is gone: why the flow stops is known without it."""
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import GetTimeoutError, RayError
 
     try:
         counts = ray.get(watch.tally.snapshot.remote(), timeout=ANSWER)
+    except GetTimeoutError:
+        return math.inf  # it is slow, and is asked again
     except RayError:
         return 0.0
     return counts.get("calls_started", 0) - counts.get("calls_finished", 0)

@@ -1,7 +1,5 @@
 """What a run lacks, as config, inputs and run directory tell: answers for pairs, rows for a stage, models."""
 
-import os
-
 from lr_ray import data
 from lr_ray.config import Config
 from lr_ray.llm.addresses import address, base_urls
@@ -62,19 +60,8 @@ def plannable(config: Config) -> None:
     """Refuse what `run` would refuse, as far as nothing need be asked or read for it.
 
     Raises:
-        ValueError: a model folder that is not there (unless `suppose.model` says what to expect), or an
-            endpoint that is no address.
+        ValueError: an endpoint that is no address. A model may be where only the cluster sees it.
     """
-    models = {
-        "sampling.model": config.sampling.model,
-        "training.model": config.training.model,
-        "evaluation.baseline": config.evaluation.baseline,
-        "evaluation.model": config.evaluation.model,
-    }
-    for key, model in models.items():
-        is_path = model and model.startswith((".", "/", "~"))
-        if is_path and not config.suppose.model and not os.path.isdir(model):
-            raise ValueError(f"{key}: {model}: no such model folder")
     endpoints = {
         "judge.base_url": config.judge.base_url,
         "judge.retrieval.embedding_base_url": config.judge.retrieval.embedding_base_url,

@@ -34,7 +34,7 @@ MODELS = (
 """Folders, or names on the Hub, which look like relative paths."""
 
 _HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_KEYED_URL = re.compile(r"(?i)[a-z][a-z0-9+.-]*://[^/@]*:[^/]*@")
+_KEYED_URL = re.compile(r"(?i)https?://[^/]+@|[a-z][a-z0-9+.-]*://[^/@]*:[^/]*@")
 
 
 def check(config: Config) -> None:

@@ -41,6 +41,12 @@ IDENTITY = {
     },
     "evaluation": {"n", "baseline", "model", "temperature", "max_tokens"},
 }
+# Of DeepSpeed's own: how states are cut, what a worker takes at once, what is shown. An optimizer counts.
+FREE_DEEPSPEED = {
+    *("zero_optimization", "train_batch_size", "train_micro_batch_size_per_gpu"),
+    *("gradient_accumulation_steps", "steps_per_print", "wall_clock_breakdown", "memory_breakdown"),
+    *("dump_state", "flops_profiler", "comms_logger", "tensorboard", "wandb", "csv_monitor"),
+}
 # Of training: how, where and how fast, but not what is learned.
 FREE = {
     *("micro_batch_size", "gradient_checkpointing", "tiled_mlp", "offload_activations", "num_workers"),
@@ -166,9 +172,8 @@ def _learned(tree: dict[str, Any]) -> dict[str, Any]:
     """What a model depends on, by section.key: what it started from, learned from, and how."""
     training = dict(tree.get("training", {}))
     training["model"] = training.get("model") or tree.get("sampling", {}).get("model")
-    # How states are cut does not change what is learned; an optimizer of one's own does.
     deepspeed = training.get("deepspeed", {})
-    training["deepspeed"] = {key: value for key, value in deepspeed.items() if key != "zero_optimization"}
+    training["deepspeed"] = {key: value for key, value in deepspeed.items() if key not in FREE_DEEPSPEED}
     sections = {"training": training.keys() - FREE}
     if training.get("method") == "dpo" and not training.get("data"):
         sections["pairs"] = set(tree.get("pairs", {}))

@@ -11,11 +11,12 @@ _SECRET = re.compile(
     r"(?i)(?:(?:key|secret|password|passwd|credential|cookie)s?|auth|authorization|token(?!_?ids?\b))"
     r"(?![a-z])(?!_env$)"
 )
+_PLAIN = re.compile(r"(?i)prompt_cache_key|(bos|eos|pad|unk|sep|cls|mask)_token|\w*_auth_mode")
 
 
 def secret(name: str) -> bool:
     """Whether what a variable or parameter of this name holds may be a secret."""
-    return _SECRET.search(name) is not None
+    return _SECRET.search(name) is not None and not _PLAIN.fullmatch(name)
 
 
 def config(tree: dict[str, Any]) -> dict[str, Any]:
@@ -36,13 +37,15 @@ def shown(value: Any) -> Any:
     return [shown(one) for one in value] if isinstance(value, list) else urls(value)
 
 
-def _hidden(value: Any) -> Any:
-    """`value` with `HIDDEN` in the place of every text and number in it."""
+def _hidden(value: Any, inside: bool = False) -> Any:
+    """`value` with `HIDDEN` in the place of every text in it, and inside mappings of every number; others are
+    counts and sizes, as num_key_value_heads."""
     if isinstance(value, dict):
-        return {name: _hidden(one) for name, one in value.items()}
+        return {name: _hidden(one, True) for name, one in value.items()}
     if isinstance(value, list):
-        return [_hidden(one) for one in value]
-    return value if value is None or isinstance(value, bool) else HIDDEN
+        return [_hidden(one, inside) for one in value]
+    plain = value is None or isinstance(value, bool) or (not inside and isinstance(value, int | float))
+    return value if plain else HIDDEN
 
 
 def urls(value: Any) -> Any:

@@ -117,11 +117,12 @@ def newest(store: Store, before: Sequence[str]) -> None:
     Its neighbours are written to a file of their own before: a crash in between leaves rows twice, of which
     each is whole, and the next call goes on.
     """
+    old = set(before)
     last: dict[str, tuple[bool, float]] = {}
     files: dict[str, list[tuple[str, tuple[bool, float]]]] = {}
     for name in store.files("judged"):
         rows = store.table("judged", name, ["prompt_id", "judged_at"]).to_pylist()
-        files[name] = [(row["prompt_id"], (name not in before, row["judged_at"])) for row in rows]
+        files[name] = [(row["prompt_id"], (name not in old, row["judged_at"])) for row in rows]
         for prompt_id, age in files[name]:
             last[prompt_id] = max(age, last.get(prompt_id, age))
     for name, ages in files.items():

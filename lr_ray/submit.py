@@ -139,7 +139,7 @@ class Job:
 
     def _given_up(self, error: Exception, failures: int) -> int | None:
         """The exit code where it makes no sense to ask after the job once more."""
-        if "status code 404" in str(error):
+        if "status code 404" in str(error) and "does not exist" in str(error):
             say(f"job {self.name} is gone: the cluster that answers now does not know it")
             return STOPPED
         if failures < TRIES:

@@ -243,6 +243,9 @@ def test_other_parameters_are_taken(tmp_path: Path) -> None:
         tmp_path / "d.yaml", "run_dir: r\njudge: {parameters: {extra_headers: null, extra_body: null}}"
     )
     assert config.load(path).judge.parameters == {"extra_headers": None, "extra_body": None}
+    as_it_is = "{n: 1, stream: false, max_tokens: null}"
+    path = write(tmp_path / "e.yaml", f"run_dir: r\njudge: {{parameters: {as_it_is}}}")
+    assert config.load(path).judge.parameters == yaml.safe_load(as_it_is)
 
 
 def test_no_password_in_any_url_is_dumped() -> None:

@@ -136,19 +136,16 @@ def test_a_verb_with_something_to_work_on_is_ready(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sections", "says"),
     [
-        ({"sampling": {"model": "/nope/model"}}, "sampling.model: /nope/model: no such model folder"),
-        ({"training": {"model": "./nope"}}, "training.model: ./nope: no such model folder"),
         ({"judge": {"base_url": "ftp://x/v1"}}, "judge.base_url: 'ftp://x/v1' is no address"),
         ({"judge": {"base_url": ["http://a/v1", "b:8000/v1"]}}, "judge.base_url: .* is no address"),
         ({"rewards": {"direct": {"base_url": "x"}}}, "rewards.direct.base_url: 'x' is no address"),
     ],
 )
-def test_a_plan_refuses_what_a_run_would(tmp_path: Path, sections: dict[str, Any], says: str) -> None:
+def test_a_plan_refuses_an_endpoint_that_is_none(tmp_path: Path, sections: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         dry_run.text(asked(tmp_path, **sections))
 
 
-def test_a_plan_needs_no_model_that_is_supposed_or_on_the_hub(tmp_path: Path) -> None:
-    lacking.plannable(asked(tmp_path, sampling={"model": "org/name"}, judge={"base_url": "http://a:1/v1"}))
-    shape = {"model": {"model_type": "llama"}}
-    lacking.plannable(asked(tmp_path, sampling={"model": "/nope"}, suppose=shape))
+def test_a_plan_needs_no_model_that_only_a_cluster_sees(tmp_path: Path) -> None:
+    given = asked(tmp_path, sampling={"model": "/nope"}, judge={"base_url": "http://a:1/v1"})
+    assert "the model is no local folder" in dry_run.text(given)

@@ -122,7 +122,7 @@ def test_a_stop_of_the_run_stops_calls_to_the_other_endpoint(tmp_path: Path) -> 
 
 def test_an_account_beside_another_is_reported_by_that_alone() -> None:
     account = Account()
-    beside = Beside(account)
+    beside = Beside(account, lambda: True)
     beside.paid(2.0)
     beside.answered()
     beside.broke("HTTP 500")
@@ -136,6 +136,9 @@ def test_an_account_beside_another_is_reported_by_that_alone() -> None:
     assert beside.may_begin
     account.told(None, 0.0)
     assert not beside.may_begin
+    account.told(None, 9.0)
+    assert beside.may_begin
+    assert not Beside(account, lambda: False).may_begin
     account.told("over", None)
     assert beside.ended.is_set()
     with pytest.raises(Stopped, match="over"):

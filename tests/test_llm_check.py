@@ -39,7 +39,10 @@ def asked(script: Script, *others: Script, **judge: Any) -> dict[str, str]:
     return run(work)
 
 
-@pytest.mark.parametrize("answer", [(200, {"data": []}, {}), error(404), error(429)])
+BARE = (200, b'[{"id": "m"}]', {"content-type": "application/json"})
+
+
+@pytest.mark.parametrize("answer", [(200, {"data": []}, {}), BARE, error(404), error(429)])
 def test_an_endpoint_that_is_there_passes(answer: Answer) -> None:
     asked(in_turn(answer))
 
@@ -99,7 +102,7 @@ def test_a_url_that_is_none_is_named(urls: dict[str, Any], says: str) -> None:
         check(judged(**urls))
 
 
-@pytest.mark.parametrize("body", [b"<html>hello</html>", b"not json", b"[]", b'"x"', b""])
+@pytest.mark.parametrize("body", [b"<html>hello</html>", b"not json", b'"x"', b""])
 def test_an_address_of_something_else_is_told(body: bytes) -> None:
     with pytest.raises(ValueError, match=r"^judge\.base_url: the endpoint .* is no OpenAI-compatible API"):
         asked(in_turn((200, body, {"content-type": "text/html"})))

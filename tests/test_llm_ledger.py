@@ -127,6 +127,36 @@ def test_a_disk_that_refuses_fails_the_caller_and_a_half_line_spoils_no_other(
     assert set(read(Store(str(tmp_path)), "a")["a"]) == {"1", "3", "4"}
 
 
+def test_a_disk_that_fails_at_closing_too_leaves_no_number_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.close
+
+    def refused(*_: Any) -> int:
+        raise OSError("no space left")
+
+    def closed(file: int) -> None:
+        real(file)
+        raise OSError("input/output error")
+
+    async def work() -> None:
+        book = Ledger(Store(str(tmp_path)))
+        await book.append(record("a", "1"))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", refused)
+            patch.setattr(os, "close", closed)
+            with pytest.raises(OSError, match="no space"):
+                await book.append(record("a", "2"))
+        victim = os.open(tmp_path / "victim", os.O_CREAT | os.O_WRONLY)  # has the number that was freed
+        await book.append(record("a", "3"))
+        book.close()
+        os.close(victim)
+
+    run(work)
+    assert (tmp_path / "victim").read_bytes() == b""
+    assert set(read(Store(str(tmp_path)), "a")["a"]) == {"1", "3"}
+
+
 def test_a_reader_that_looks_into_a_write_that_fails_misses_nothing_that_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

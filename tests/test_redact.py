@@ -9,7 +9,14 @@ import yaml
 
 from lr_ray import config, redact
 
-FREE = {"max_num_tokens": 5, "stop_token_ids": [7], "TOKENIZERS_PARALLELISM": "false", "key_of": None}
+FREE = {
+    "max_num_tokens": 5,
+    "stop_token_ids": [7],
+    "num_key_value_heads": 8,
+    "trainable_token_indices": [3],
+    "TOKENIZERS_PARALLELISM": "false",
+    "key_of": None,
+}
 
 
 def free(section: type[config.Section], prefix: str = "") -> Iterator[str]:
@@ -47,6 +54,11 @@ def test_no_secret_under_a_name_that_says_so_is_dumped(tmp_path: Path) -> None:
             node = node[part]
         kept = {"LEVEL": "5"} if of_text else FREE
         assert {name: node[name] for name in kept} == kept, key
+
+
+def test_names_that_only_sound_like_secrets() -> None:
+    plain = {"prompt_cache_key": "a", "eos_token": "</s>", "RAY_AUTH_MODE": "token"}
+    assert redact.shown(plain) == plain
 
 
 def test_what_has_a_key_of_ours_is_no_secret() -> None:

@@ -111,6 +111,7 @@ def test_every_text_of_a_config_is_a_path_a_model_or_neither() -> None:
         ({"judge": {"parameters": {"extra_headers": {"x-api-key": "word"}}}}, "judge.parameters."),
         ({"judge": {"parameters": {"extra_headers": {"Ocp-Apim-Subscription-Key": "word"}}}}, "judge."),
         ({"judge": {"parameters": {"extra_query": {"apikey": "word"}}}}, "judge.parameters.extra_query."),
+        ({"judge": {"base_url": "https://word@b/v1"}}, "judge.base_url: https://b/v1"),
         ({"sampling": {"env": {"HF_TOKEN": "word"}}}, "sampling.env.HF_TOKEN"),
         ({"sampling": {"engine": {"hf_token": "word"}}}, "sampling.engine.hf_token"),
         ({"serving": {"env": {"AWS_SECRET_ACCESS_KEY": "word"}}}, "serving.env.AWS_SECRET_ACCESS_KEY"),

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lr_ray import rowfiles, store
 from lr_ray.config import Synthesis
 from lr_ray.judge.chunks import measure
 from lr_ray.rows import Document
@@ -368,6 +369,18 @@ def test_a_bucket_is_a_folder(bucket: str, pattern: str) -> None:
     found = read(pattern + bucket)
     assert [row["name"] for row in found] == ["s3://texts/in/deep/two.pdf", "s3://texts/in/one.txt"]
     assert all("bridge number 39" in row["text"] for row in found)
+
+
+def test_rows_in_a_bucket_are_found_at_their_places(bucket: str) -> None:
+    fs, _ = store.filesystem("s3://texts/" + bucket)
+    lines = [{"prompt_id": name, "context": STORY, "question": "Q?"} for name in "ab"]
+    for name in ("one", "two"):
+        with fs.open_output_stream(f"texts/rows/{name}.jsonl") as file:
+            file.write(b"".join(json.dumps({**line, "of": name}).encode() + b"\n" for line in lines))
+    for pattern in ("rows", "rows/one.jsonl", "rows/*.jsonl"):
+        found = list(rowfiles.rows([f"s3://texts/{pattern}{bucket}"]))
+        assert len(found) == (2 if "one" in pattern else 4)
+        assert all(rowfiles.row_at(place) == row for place, row in found)
 
 
 def test_the_program_imports_nothing_of_ours() -> None:

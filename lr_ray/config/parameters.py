@@ -14,6 +14,7 @@ _OURS = {
     "stream_options": "replies are read whole",
     "n": "one answer is read a call; judge.repeats asks for more",
 }
+_HARMLESS = {"n": 1, "stream": False}
 _MAPPINGS = ("extra_headers", "extra_query", "extra_body")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110
 _HEADER_VALUE = re.compile(r"[\t -~]*")
@@ -30,7 +31,8 @@ def checked(parameters: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name} must be a mapping of names to values")
     body = parameters.get("extra_body") or {}
     for name, instead in _OURS.items():
-        if name in parameters or name in body:
+        given = [one for one in (parameters.get(name), body.get(name)) if one is not None]
+        if any(one is not _HARMLESS.get(name) for one in given):
             raise ValueError(f"{name} cannot be a parameter: {instead}")
     if "max_completion_tokens" in body:
         raise ValueError("max_completion_tokens belongs beside extra_body, not into it")

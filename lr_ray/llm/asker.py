@@ -117,7 +117,7 @@ class Asker:
         judge, governor = self.config.judge, self.governor
         if base_url not in (None, judge.base_url):
             governor = Governor(max(1, judge.concurrency // judge.actors))
-            governor.account = Beside(self.governor.account)
+            governor.account = Beside(self.governor.account, self.governor.leased)
         made = Client(judge, api_key(self.config), governor, base_url, self.journal)
         self._clients.append(made)
         return made

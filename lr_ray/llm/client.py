@@ -31,7 +31,7 @@ from lr_ray.llm.failures import (
     stated,
 )
 from lr_ray.llm.governor import Governor, Order, Permit
-from lr_ray.llm.replies import estimated, parsed, slim, used
+from lr_ray.llm.replies import estimated, loaded, parsed, slim, used
 from lr_ray.llm.transport import LARGEST_REPLY, TooLarge, Transport
 from lr_ray.meter import cost
 
@@ -294,7 +294,8 @@ def _check_one(url: str, key: str | None, judge: Judge) -> None:
     where = f"judge.base_url: the endpoint {shown(str(api.base_url))}"
     try:
         with api:
-            parsed(api.models.with_raw_response.list().content)
+            if not isinstance(loaded(api.models.with_raw_response.list().content), dict | list):
+                raise ValueError("the endpoint's reply is no list of models")
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
         what = "refuses the key in" if key else "wants a key, and there is none in"
         raise ValueError(f"{where} {what} {judge.api_key_env} (HTTP {error.status_code})") from error

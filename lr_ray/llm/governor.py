@@ -125,6 +125,10 @@ class Governor:
         """Calls that it has in flight."""
         return sum(lane.in_flight for lane in self._lanes)
 
+    def leased(self) -> bool:
+        """Whether its lease holds: one of a keeper that cannot be reached ends."""
+        return not self._lanes or self.clock() < self._lease_until
+
     def permit(self, tokens: int = 0, order: Order = ()) -> Permit:
         """Leave to make one call, for an ``async with``: it waits at the start and gives back at the end.
 

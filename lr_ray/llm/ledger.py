@@ -135,7 +135,8 @@ class _File:
         except OSError:
             # Half a line at the end would spoil the next one. It may not go either: who reads the segment
             # meanwhile has seen how far it reaches. What came through whole is paid, and is found again.
-            self.close()
+            with suppress(OSError):
+                self.close()
             raise
 
     def tidy(self) -> None:
@@ -143,8 +144,9 @@ class _File:
 
     def close(self) -> None:
         if self._file is not None:
-            os.close(self._file)
-            self._file = None
+            # The number is free even where closing fails, and may soon be another file's.
+            file, self._file = self._file, None
+            os.close(file)
 
 
 class _Objects:

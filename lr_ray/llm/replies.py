@@ -24,20 +24,29 @@ class Bad(Exception):
         self.kind = kind
 
 
-def parsed(body: bytes) -> dict[str, Any]:
-    """The JSON object in the body of a response.
+def loaded(body: bytes) -> Any:
+    """The JSON in the body of a response.
 
     Raises:
         ValueError: there is none.
     """
     try:
         try:
-            reply = orjson.loads(body)
+            return orjson.loads(body)
         except orjson.JSONDecodeError:
             # Some servers write lone surrogates, which only the lenient parser takes; `scrub` removes them.
-            reply = json.loads(body)
+            return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise ValueError("the endpoint's reply is not JSON") from error
+
+
+def parsed(body: bytes) -> dict[str, Any]:
+    """The JSON object in the body of a response.
+
+    Raises:
+        ValueError: there is none.
+    """
+    reply = loaded(body)
     if not isinstance(reply, dict):
         raise ValueError("the endpoint's reply is not a JSON object")
     return reply

@@ -8,7 +8,7 @@ own.
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from lr_ray.meter import money as in_words
@@ -102,11 +102,15 @@ class Account:
 
 
 class Beside(Account):
-    """`account` for a second governor of its process: it adds there and heeds it, and the first reports."""
+    """`account` for a second governor of its process: it adds there and heeds it, and the first reports.
 
-    def __init__(self, account: Account) -> None:
+    `leased` says whether the first may begin calls now; where it may not, as on a host that is cut off, the
+    second may not either.
+    """
+
+    def __init__(self, account: Account, leased: Callable[[], bool]) -> None:
         super().__init__()
-        self._account, self.ended = account, account.ended
+        self._account, self.ended, self._leased = account, account.ended, leased
 
     def paid(self, money: float, *, estimated: bool = False) -> None:
         self._account.paid(money, estimated=estimated)
@@ -125,7 +129,7 @@ class Beside(Account):
 
     @property
     def may_begin(self) -> bool:
-        return self._account.may_begin
+        return self._account.may_begin and self._leased()
 
     def take(self) -> Report:
         return Report()
