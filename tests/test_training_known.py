@@ -35,7 +35,8 @@ def test_what_deepspeed_would_not_take_is_refused(deepspeed: dict[str, Any], say
     assert "\n" not in str(caught.value)
 
 
-def test_all_that_deepspeed_reads_is_taken_and_left_as_it_is() -> None:
+def test_all_that_deepspeed_reads_is_taken_and_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     given: dict[str, Any] = {
         "zero_optimization": {"stage": 2, "offload_optimizer": None},
         **{key: {} for key in ("activation_checkpointing", "flops_profiler", "aio", "data_efficiency")},
@@ -45,6 +46,9 @@ def test_all_that_deepspeed_reads_is_taken_and_left_as_it_is() -> None:
     assert given["data_efficiency"] == {}
     # What it is told here is for its workers only if they have no GPU either.
     assert "DS_ACCELERATOR" not in os.environ
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    known.check(given, use_gpu=False)
+    assert os.environ["DS_ACCELERATOR"] == "cuda"
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

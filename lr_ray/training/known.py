@@ -70,5 +70,7 @@ def _accelerator(use_gpu: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        if not use_gpu and before is None:
+        if before is not None:
+            os.environ["DS_ACCELERATOR"] = before
+        elif not use_gpu:
             del os.environ["DS_ACCELERATOR"]
