@@ -338,7 +338,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("faults", nargs="*", metavar="FAULT", help=f"of: {'; '.join(FAULTS)}")
+    parser.add_argument(
+        "faults", nargs="*", metavar="FAULT", help=f"of: {'; '.join(FAULTS)}".replace("%", "%%")
+    )
     parser.add_argument("--outcomes", help="a line a fault is added to this file")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the hosts end with us
