@@ -12,7 +12,7 @@ import orjson
 import pyarrow.fs as pafs
 
 from lr_ray import parquet
-from lr_ray.store import filesystem
+from lr_ray.store import filesystem, parted
 
 SUFFIXES = (".jsonl", ".parquet")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
@@ -37,7 +37,7 @@ def rows(patterns: Sequence[str]) -> Iterator[tuple[Place, Raw]]:
     for pattern in patterns:
         for url in files(pattern):
             with _reached(url):
-                yield from _lines(url) if _options(url)[0].endswith(".jsonl") else _groups(url)
+                yield from _lines(url) if parted(url)[0].endswith(".jsonl") else _groups(url)
 
 
 @contextmanager
@@ -60,9 +60,9 @@ def files(pattern: str) -> list[str]:
     """
     with _reached(pattern):
         found = _inside(pattern)
-    kept = sorted(name for name in found if _options(name)[0].endswith(SUFFIXES))
+    kept = sorted(name for name in found if parted(name)[0].endswith(SUFFIXES))
     if not kept:
-        packed = [name for name in found if _options(name)[0].endswith(COMPRESSED)]
+        packed = [name for name in found if parted(name)[0].endswith(COMPRESSED)]
         what = f"{packed[0]}: compressed: decompress it first" if packed else ""
         raise ValueError(what or f"{pattern}: no .jsonl or .parquet file there")
     return kept
@@ -71,24 +71,17 @@ def files(pattern: str) -> list[str]:
 def _inside(pattern: str) -> list[str]:
     """The files behind a path, a folder or a glob."""
     fs, path = filesystem(pattern)
-    # Options of the file system, as an S3's endpoint_override, belong to each file's URL too.
-    url, query = _options(pattern)
+    url, options = parted(pattern)
     prefix = url.removesuffix(path) if "://" in pattern else ""
     if any(sign in path for sign in "*?["):
         base = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
         infos = fs.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
-        return [prefix + i.path + query for i in infos if i.is_file and fnmatch.fnmatchcase(i.path, path)]
+        return [prefix + i.path + options for i in infos if i.is_file and fnmatch.fnmatchcase(i.path, path)]
     info = fs.get_file_info(path)
     if info.type == pafs.FileType.NotFound:
         raise ValueError(f"{pattern}: no such file")
     inside = [info] if info.is_file else fs.get_file_info(pafs.FileSelector(path))
-    return [prefix + i.path + query for i in inside if i.is_file]
-
-
-def _options(url: str) -> tuple[str, str]:
-    """A URL without its query, and that with its question mark."""
-    base, _, query = url.rpartition("?")
-    return (base, f"?{query}") if "://" in base and "=" in query else (url, "")
+    return [prefix + i.path + options for i in inside if i.is_file]
 
 
 def _lines(url: str) -> Iterator[tuple[Place, Raw]]:

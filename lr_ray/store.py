@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import io
 import os
+import re
 import socket
 import time
 import uuid
@@ -223,6 +224,12 @@ def sync(path: str) -> None:
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def parted(url: str) -> tuple[str, str]:
+    """A URL, and its file system's options, as ?endpoint_override=…, which each file below it needs too."""
+    found = re.fullmatch(r"(\w+://.*?)(\?\w+=.*)", url)
+    return (found[1], found[2]) if found else (url, "")
 
 
 def filesystem(url: str) -> tuple[pafs.FileSystem, str]:

@@ -20,7 +20,7 @@ from lr_ray.config import Synthesis
 from lr_ray.judge.chunks import Measure
 from lr_ray.llm.messages import language
 from lr_ray.rows import Document
-from lr_ray.store import filesystem
+from lr_ray.store import filesystem, parted
 from lr_ray.synthesis import extract, tables
 from lr_ray.synthesis.tables import NOT_TEXT, TOO_LARGE, Dropped
 
@@ -77,9 +77,7 @@ def files(patterns: list[str]) -> Files:
 
 
 def _behind(pattern: str) -> Iterator[File]:
-    address, options = pattern, ""
-    if found := re.fullmatch(r"(\w+://.*?)(\?\w+=.*)", pattern):
-        address, options = found[1], found[2]
+    address, options = parted(pattern)
     address = address.rstrip("/") or "/"
     fs, path = filesystem(address + options)
     prefix = address.removesuffix(path) if "://" in address else ""
